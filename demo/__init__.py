@@ -1,0 +1,1 @@
+"""The demo world: a renderer with ground truth, and the small diffusion model trained on it."""
