@@ -166,7 +166,7 @@ def has_pip(venv: Path) -> bool:
     if not python_of(venv).exists():
         return False
     check = [str(python_of(venv)), "-c", "import pip"]
-    return subprocess.run(check, capture_output=True).returncode == 0
+    return subprocess.run(check, check=False, capture_output=True).returncode == 0
 
 
 def install(venv: Path, comfyui: Path) -> None:
@@ -235,7 +235,7 @@ def link(name: Path) -> None:
 
 def run(command: list[str], failure: str) -> None:
     """Run a command; its own messages say what went wrong."""
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, check=False).returncode:
         raise SetupError(f"{failure} (see above).")
 
 

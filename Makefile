@@ -1,0 +1,49 @@
+# Development of ComfyUI-DiffusionPath. Needs Python 3.11.4+ with pip; `make setup` does the rest.
+#   VENV          the environment to use or create (default: .venv)
+#   COMFYUI_PATH  an installed ComfyUI to use instead of the one that `make setup` fetches
+
+PYTHON ?= python3
+VENV ?= .venv
+export VENV COMFYUI_PATH
+
+# -P: the pack's own folder, with its `nodes`, stays off sys.path.
+RUN := $(VENV)/bin/python -P -m
+PACK := diffusion_path
+
+.PHONY: help setup demo test lint format bench bench-model serve workflows browser
+
+help:  ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup:  ## virtual environment and ComfyUI (a second call does nothing)
+	@$(PYTHON) tools/setup.py
+
+demo: setup  ## every example workflow in a real ComfyUI; pictures in demo-output/
+	@$(RUN) $(PACK).tools.demo
+
+test: setup  ## all tests
+	@$(RUN) pytest
+
+lint: setup  ## style and types
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+format: setup  ## let ruff lay out the code and fix what it can
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+bench: setup  ## every technique against the ground truth
+	@$(RUN) $(PACK).benchmarks
+
+bench-model: setup  ## how good the demo model is
+	@$(RUN) $(PACK).benchmarks.demo_model
+
+serve: setup  ## ComfyUI with this pack at http://localhost:8188 (more options: ARGS=...)
+	@$(RUN) $(PACK).tools.serve $(ARGS)
+
+workflows: setup browser  ## API twins of the example workflows, made by ComfyUI's front end
+	@$(RUN) $(PACK).tools.workflows
+
+browser:  ## Chromium and its driver, for the browser tests
+	@tests/browser/install

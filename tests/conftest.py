@@ -1,0 +1,30 @@
+"""Fixtures: the real ComfyUI, imported here or running as a server of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffusion_path.tools.host import Server, import_comfy
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI, importable in this process, with input and output folders of its own."""
+    path = import_comfy()
+    import folder_paths
+
+    folder_paths.set_input_directory(str(tmp_path_factory.mktemp("input")))
+    folder_paths.set_output_directory(str(tmp_path_factory.mktemp("output")))
+    folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))
+    folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
+    return path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One real ComfyUI server with this pack, for all tests of a session."""
+    with Server() as running:
+        yield running
