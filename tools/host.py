@@ -1,4 +1,4 @@
-"""A real ComfyUI for tests, benchmarks and the demo: imported in process, or started as a server."""
+"""A real ComfyUI for tests, benchmarks and the demo: imported here, or started as a server."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ def import_comfy() -> Path:
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     import comfy.options  # parses no command line unless told to
-
     from comfy.cli_args import args
 
     assert not comfy.options.args_parsing
@@ -133,14 +132,12 @@ class Server:
         """Put a picture into ComfyUI's input folder; returns the name LoadImage knows it by."""
         boundary = uuid.uuid4().hex
         head = (
-            f"--{boundary}\r\nContent-Disposition: form-data; name=\"overwrite\"\r\n\r\ntrue\r\n"
-            f"--{boundary}\r\nContent-Disposition: form-data; name=\"image\"; "
-            f"filename=\"{name or picture.name}\"\r\nContent-Type: image/png\r\n\r\n"
+            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
+            f'filename="{name or picture.name}"\r\nContent-Type: image/png\r\n\r\n'
         )
         body = head.encode() + picture.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        answer = self._request(
-            "/upload/image", body, f"multipart/form-data; boundary={boundary}"
-        )
+        answer = self._request("/upload/image", body, f"multipart/form-data; boundary={boundary}")
         return str(json.loads(answer)["name"])
 
     def object_info(self) -> dict[str, Any]:

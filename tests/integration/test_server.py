@@ -68,8 +68,9 @@ def test_the_pack_is_loaded_without_a_warning(server: Server):
 
 
 def test_a_server_that_cannot_start_says_why():
-    with pytest.raises(ComfyUIError, match="unrecognized arguments: --no-such-option"), Server(
-        "--no-such-option"
+    with (
+        pytest.raises(ComfyUIError, match="unrecognized arguments: --no-such-option"),
+        Server("--no-such-option"),
     ):
         pass
 
