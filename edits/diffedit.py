@@ -1,0 +1,122 @@
+"""DiffEdit (Couairon et al., ICLR 2023, arXiv 2210.11427): find what changes, keep the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..inversion.path import DiffusionPath
+from ..inversion.record import record
+from ..samplers.diffusion import Condition, Denoiser, Progress, no_progress
+from ..samplers.schedules import window
+from .base import Edit, Step
+
+Method = Literal["noise", "x0", "denoise"]
+METHODS: tuple[str, ...] = get_args(Method)
+CLAMP = 3.0
+"""Differences above 3 times their mean count as 3 times (diffusers' `mask_thresholding_ratio`)."""
+
+
+def difference(
+    denoiser: Denoiser,
+    x0: Tensor,
+    noises: Sequence[Tensor],
+    sigmas: Tensor,
+    source: Condition,
+    target: Condition,
+    method: Method = "noise",
+    progress: Progress = no_progress,
+) -> Tensor:
+    """How much two prompts disagree about each place of an image (section 3.1, step 1).
+
+    The clean estimates under both prompts are compared. At one noise level the predicted noise
+    differs from them by a constant factor only, which `heat` divides out; so the methods "noise"
+    and "x0" share this part. "denoise" compares the images sampled all the way under each prompt.
+
+    Args:
+        x0: clean latent (B, C, H, W).
+        noises: a draw of unit variance like `x0` for each of the n maps to average over.
+        sigmas: noise levels, strictly falling; the image is noised to the first one.
+    Returns:
+        The mean absolute difference over maps and channels (B, H, W).
+    Cost:
+        2n network evaluations; for "denoise" 2n for each step of `sigmas`.
+    """
+    sigma = float(sigmas[0])
+    total = torch.zeros_like(x0[:, 0])
+    for i, noise in enumerate(noises):
+        x = denoiser.mixing.noised(x0, noise, sigma)
+        if method == "denoise":
+            a, b = (record(denoiser, x, sigmas, c, None, 1.0)[-1] for c in (source, target))
+        else:
+            a, b = denoiser(x, sigma, [source, target])
+        total += (b - a).abs().mean(dim=1)
+        progress(i, b, x)
+    return total / len(noises)
+
+
+def heat(difference: Tensor, method: Method = "noise") -> Tensor:
+    """The difference (B, H, W) as 0 to 1, so that 0.5 is each method's published threshold.
+
+    "noise" and "denoise" divide by 3 times the mean, as diffusers does (mask: above 1.5 means).
+    "x0" maps the z-scores -3 to 3, as FastDiffEdit thresholds z > 0 (mask: above the mean).
+    """
+    mean = difference.mean(dim=(1, 2), keepdim=True)
+    if method == "x0":
+        deviation = difference.std(dim=(1, 2), keepdim=True)
+        return (0.5 + (difference - mean) / (6 * deviation).clamp(min=1e-12)).clamp(0, 1)
+    return (difference / (CLAMP * mean).clamp(min=1e-12)).clamp(max=1)
+
+
+def threshold_mask(heat: Tensor, threshold: float, blur: int = 0) -> Tensor:
+    """1 where `heat` (B, H, W) is above the threshold, else 0; then a Gaussian blur of that radius.
+
+    The kernel has 2 * blur + 1 pixels a side; blur 1 is FastDiffEdit's 3 x 3.
+    """
+    mask = (heat > threshold).float()
+    if blur:
+        offsets = torch.arange(-blur, blur + 1, dtype=mask.dtype, device=mask.device)
+        kernel = torch.exp(-0.5 * (2 * offsets / blur) ** 2)
+        kernel = kernel / kernel.sum()
+        padded = F.pad(mask[:, None], (blur,) * 4, mode="replicate")
+        mask = F.conv2d(padded, (kernel[:, None] * kernel)[None, None])[:, 0]
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBlend(Edit):
+    """Keep the source outside the mask: `x* = m x + (1 - m) x_A` after each step (section 3.1, 3).
+
+    Attributes:
+        mask: (1 or B, height, width), 0 (source) to 1 (edit), of the picture's proportions.
+        start, end: the window of steps as fractions of the path, 0 is its noisy end.
+    """
+
+    hint: ClassVar[str] = "make the mask larger, or lower start of the sampler"
+
+    mask: Tensor
+    start: float = 0.0
+    end: float = 1.0
+
+    def check(self, path: DiffusionPath) -> None:
+        masks, (height, width) = len(self.mask), self.mask.shape[-2:]
+        batch, (rows, columns) = path.clean.shape[0], path.clean.shape[-2:]
+        if masks not in (1, batch):
+            raise ValueError(f"the mask holds {masks} masks for {batch} images; give 1 or {batch}")
+        if abs(height * columns - width * rows) > max(height, width):
+            raise ValueError(
+                f"the mask is {width} x {height}, which has not the proportions of the path's "
+                f"{columns} x {rows} latent; make the mask from the same picture"
+            )
+
+    def latent(self, step: Step, x: Tensor) -> Tensor:
+        if step.index not in window(step.path.steps, self.start, self.end):
+            return x
+        mask = F.interpolate(self.mask[:, None].to(x), x.shape[-2:], mode="area")
+        mask = mask.reshape(len(mask), 1, *[1] * (x.ndim - 4), *x.shape[-2:])
+        return mask * x + (1 - mask) * step.path.latents[step.index + 1]

@@ -1,0 +1,1 @@
+"""Where paths come from: inverted from an image, recorded while sampling, or read from a file."""

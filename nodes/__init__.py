@@ -1,0 +1,37 @@
+"""The pack's nodes: schema, checks and calling. No mathematics lives here."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import DemoModel
+from .diffedit import DiffEditMask, MaskBlend
+from .files import LoadPath, PathPreview, SavePath
+from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
+from .paths import DDIMInversion, RecordPath
+from .report import EditReport
+from .sampler import Sampler
+
+NODES: list[type[io.ComfyNode]] = [
+    DemoModel,
+    DDIMInversion,
+    RecordPath,
+    DiffEditMask,
+    MDPEpsilon,
+    MDPCondition,
+    MDPLatent,
+    MDPGuidance,
+    MaskBlend,
+    Sampler,
+    SavePath,
+    LoadPath,
+    PathPreview,
+    EditReport,
+]
+
+
+class DiffusionPathExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,200 @@
+"""DiffEdit's mask, and the edit that keeps the source outside a mask."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+
+from ..edits import diffedit
+from ..samplers.denoiser import ComfyDenoiser, run
+from .pictures import heat_colours
+from .support import (
+    CATEGORY,
+    check_conditioning,
+    check_latent,
+    edits_input,
+    edits_output,
+    last_steps,
+    names_itself,
+    path_sigmas,
+    tell,
+)
+
+REFERENCE_STEPS = 50
+"""`strength` picks a noise level among those of a 50-step path, as the paper and diffusers do."""
+
+
+class DiffEditMask(io.ComfyNode):
+    """Find where an edit would change the image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_DiffEditMask",
+            display_name="DiffEdit Mask",
+            category=f"{CATEGORY}/mask",
+            description="Finds the part of an image that a change of prompt concerns, by comparing "
+            "what the model predicts under both prompts. The mask fits every node that takes one.",
+            search_aliases=["DiffEdit", "FastDiffEdit", "automatic mask", "text mask", "segment"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to compare predictions with."),
+                io.Conditioning.Input(
+                    "source",
+                    tooltip="A prompt that describes the image as it is; an empty one will do.",
+                ),
+                io.Conditioning.Input("target", tooltip="A prompt that describes the result."),
+                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much noise to compare at. Less looks at details, more at layout.",
+                ),
+                io.Int.Input(
+                    "maps",
+                    default=10,
+                    min=1,
+                    max=200,
+                    tooltip="Noise draws to average over; two network evaluations each. More give "
+                    "a calmer mask. FastDiffEdit uses 20.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(diffedit.METHODS),
+                    default="noise",
+                    tooltip="noise: DiffEdit, threshold against the mean difference. x0: "
+                    "FastDiffEdit, threshold against its spread. denoise: sample fully under both "
+                    "prompts and compare: slow, the most exact.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Lower makes the mask larger. 0.5 is the published one of each method.",
+                ),
+                io.Int.Input(
+                    "blur",
+                    default=0,
+                    min=0,
+                    max=32,
+                    tooltip="Soften the mask's edge by this many latent pixels (8 pixels each). "
+                    "FastDiffEdit uses 1.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise draws; the same seed gives the same mask.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask", tooltip="1 where the edit belongs, in the image's size."
+                ),
+                io.Image.Output(
+                    display_name="heatmap",
+                    tooltip="The difference before the threshold, dark to bright.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, source, target, latent_image, strength, maps, method, threshold, blur, seed
+    ) -> io.NodeOutput:
+        samples = check_latent(model, latent_image)
+        if samples.ndim != 4:
+            raise ValueError(
+                f"latent_image has {samples.ndim} dimensions; connect a picture's latent, not a "
+                "video's"
+            )
+        check_conditioning(model, source, "source")
+        check_conditioning(model, target, "target")
+        levels = path_sigmas(model, REFERENCE_STEPS, "leading")
+        steps = last_steps(REFERENCE_STEPS, strength, f"strength {strength}")
+        levels = levels[-1 - steps :]
+        generator = torch.Generator().manual_seed(seed)
+        draws = [torch.randn(samples.shape, generator=generator) for _ in range(maps)]
+
+        def compare(denoiser: ComfyDenoiser, conditions, progress):
+            difference = diffedit.difference(
+                denoiser,
+                denoiser.latent_in(samples),
+                [draw.to(denoiser.device) for draw in draws],
+                levels,
+                conditions["positive"],
+                conditions["target"],
+                method,
+                progress,
+            )
+            return difference.cpu(), denoiser.evaluations
+
+        difference, evaluations = run(
+            model, {"positive": source, "target": target}, samples, levels, compare, steps=maps
+        )
+        heat = diffedit.heat(difference, method)
+        mask = diffedit.threshold_mask(heat, threshold, blur)
+        scale = model.get_model_object("latent_format").spacial_downscale_ratio
+        mask, heat = (
+            F.interpolate(one[:, None], scale_factor=scale, mode="nearest")[:, 0]
+            for one in (mask, heat)
+        )
+        text = f"{evaluations} network evaluations; the mask covers {float(mask.mean()):.0%}"
+        if not mask.any():
+            text += ". Nothing is masked: lower threshold, or make the two prompts differ more"
+        return io.NodeOutput(mask, heat_colours(heat), ui=tell(cls, text))
+
+
+class MaskBlend(io.ComfyNode):
+    """Keep the source outside a mask."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_MaskBlend",
+            display_name="Mask Blend",
+            category=f"{CATEGORY}/edits",
+            description="Puts the source back outside the mask after each step: DiffEdit's "
+            "decoding. There the result is the source, exactly, if the window reaches the end.",
+            search_aliases=["DiffEdit", "keep background", "inpaint", "blended diffusion"],
+            inputs=[
+                io.Mask.Input("mask", tooltip="White is edited, black keeps the source."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where blending begins; 0 is the noisy end of the path.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where blending ends. Earlier lets the seam heal in the last steps.",
+                    advanced=True,
+                ),
+                edits_input(),
+            ],
+            outputs=[edits_output()],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
+        if start >= end:
+            raise ValueError(f"start {start} is not before end {end}; the window holds no step")
+        mask = mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1)
+        return io.NodeOutput((*edits, diffedit.MaskBlend(mask=mask, start=start, end=end)))

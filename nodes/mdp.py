@@ -1,0 +1,122 @@
+"""The four MDP edits as nodes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from comfy_api.latest import io
+
+from ..edits import mdp
+from .support import CATEGORY, edits_input, edits_output, names_itself
+
+
+class MDPNode(io.ComfyNode):
+    """What the four have in common: only the edit and its words differ."""
+
+    EDIT: ClassVar[type[mdp.MDP]]
+    NAME: ClassVar[str]
+    DESCRIPTION_TEXT: ClassVar[str]
+    ALIASES: ClassVar[list[str]]
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=f"DiffusionPath_{cls.EDIT.__name__}",
+            display_name=cls.NAME,
+            category=f"{CATEGORY}/edits",
+            description=cls.DESCRIPTION_TEXT,
+            search_aliases=["MDP", "manipulate diffusion path", *cls.ALIASES],
+            inputs=[
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the source to keep in the window: 1 all, 0 nothing.",
+                ),
+                io.Combo.Input(
+                    "curve",
+                    options=list(mdp.CURVES),
+                    default="constant",
+                    tooltip="How the weight falls over the window: constant, or down to almost 0 "
+                    "along a line, a cosine or an exponential.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the window begins; 0 is the noisy end of the path.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the window ends. Later keeps more of the source's layout, "
+                    "earlier gives the new prompt more freedom.",
+                ),
+                edits_input(),
+            ],
+            outputs=[edits_output()],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, weight, curve, start, end, edits=()) -> io.NodeOutput:
+        if start >= end:
+            raise ValueError(f"start {start} is not before end {end}; the window holds no step")
+        edit = cls.EDIT(weight=weight, curve=curve, start=start, end=end)
+        return io.NodeOutput((*edits, edit))
+
+
+class MDPEpsilon(MDPNode):
+    """Mix the predicted noise."""
+
+    EDIT = mdp.MDPEpsilon
+    NAME = "MDP Epsilon (predicted noise)"
+    DESCRIPTION_TEXT = (
+        "Mixes the source's predicted noise, read off its path, into each step of the window. "
+        "The authors' best: it keeps the layout and changes objects, at no further cost."
+    )
+    ALIASES: ClassVar = ["MDP-eps", "noise mixing", "keep layout"]
+
+
+class MDPCondition(MDPNode):
+    """Mix the text conditions."""
+
+    EDIT = mdp.MDPCondition
+    NAME = "MDP Condition (prompt)"
+    DESCRIPTION_TEXT = (
+        "Mixes the source prompt's embedding into the new prompt's for the steps of the window. "
+        "The softest of the four: good for attributes and moods."
+    )
+    ALIASES: ClassVar = ["MDP-c", "prompt interpolation", "prompt mixing"]
+
+
+class MDPLatent(MDPNode):
+    """Mix the latents."""
+
+    EDIT = mdp.MDPLatent
+    NAME = "MDP Latent (intermediate image)"
+    DESCRIPTION_TEXT = (
+        "Mixes the source's latent into the edited one after each step of the window. Holds the "
+        "source tightly; weights below 1 blend the two images."
+    )
+    ALIASES: ClassVar = ["MDP-x", "latent mixing"]
+
+
+class MDPGuidance(MDPNode):
+    """Mix the guidance of the two prompts."""
+
+    EDIT = mdp.MDPGuidance
+    NAME = "MDP Guidance (both prompts)"
+    DESCRIPTION_TEXT = (
+        "Predicts under both prompts on the edited latent and mixes the two, at one more network "
+        "evaluation a step. Drifts from the source more than MDP Epsilon does."
+    )
+    ALIASES: ClassVar = ["MDP-beta", "guidance mixing", "double guidance"]

@@ -1,0 +1,223 @@
+"""Nodes that make a path: DDIM inversion of an image, and recording while sampling."""
+
+from __future__ import annotations
+
+import comfy.sample
+from comfy_api.latest import io
+
+from ..inversion.ddim import ddim_inversion
+from ..inversion.path import DiffusionPath
+from ..inversion.record import record
+from ..samplers.denoiser import ComfyDenoiser, fingerprint, mixing_of, run
+from .support import (
+    CATEGORY,
+    Path,
+    check_conditioning,
+    check_latent,
+    last_steps,
+    names_itself,
+    path_sigmas,
+    sigmas_input,
+    spacing_input,
+    steps_input,
+    tell,
+)
+
+
+class DDIMInversion(io.ComfyNode):
+    """Find the path that leads from noise to a real image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_DDIMInversion",
+            display_name="DDIM Inversion",
+            category=f"{CATEGORY}/path",
+            description="Finds the diffusion path that leads from noise to a real image, so that "
+            "the image can be edited by walking the path again under another prompt.",
+            search_aliases=["invert image", "unsample", "reverse ode", "AIDI", "real image edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Conditioning.Input("positive", tooltip="A prompt that describes the image."),
+                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                steps_input(),
+                spacing_input(),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How far to walk towards noise: 1 is all the way, 0.5 the cleaner half "
+                    "of the steps. The sampler's start can skip steps later, so 1 serves all.",
+                ),
+                io.Int.Input(
+                    "fixed_point_iterations",
+                    default=0,
+                    min=0,
+                    max=50,
+                    tooltip="Repeat each step this often with the derivative where it ends. Two or "
+                    "three make the way back far more exact; each costs one evaluation a step.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance during inversion. Leave it at 1: more amplifies the error. "
+                    "Above 1 it needs a negative and costs a second evaluation a step.",
+                    advanced=True,
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Negative prompt; used only if cfg is not 1."
+                ),
+                sigmas_input(),
+            ],
+            outputs=[
+                Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
+                io.Latent.Output(
+                    display_name="noise",
+                    tooltip="The noise at the path's start, for ComfyUI's samplers with add_noise "
+                    "off and the same noise levels.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls,
+        model,
+        positive,
+        latent_image,
+        steps,
+        spacing,
+        strength,
+        fixed_point_iterations,
+        cfg,
+        negative=None,
+        sigmas=None,
+    ) -> io.NodeOutput:
+        samples = check_latent(model, latent_image)
+        check_conditioning(model, positive, "positive")
+        if cfg != 1:
+            if negative is None:
+                raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
+            check_conditioning(model, negative, "negative")
+        levels = path_sigmas(model, steps, spacing, sigmas)
+        levels = levels[-1 - last_steps(len(levels) - 1, strength, f"strength {strength}") :]
+
+        def invert(denoiser: ComfyDenoiser, conditions, progress):
+            latents = ddim_inversion(
+                denoiser,
+                denoiser.latent_in(samples),
+                levels,
+                conditions["positive"],
+                negative=conditions["negative"],
+                cfg=cfg,
+                fixed_point_iterations=fixed_point_iterations,
+                progress=progress,
+            )
+            return denoiser.latents_out(latents), denoiser.evaluations
+
+        prompts = {"positive": positive, "negative": None if cfg == 1 else negative}
+        latents, evaluations = run(model, prompts, samples, levels, invert, steps=len(levels) - 1)
+        path = DiffusionPath(
+            sigmas=levels,
+            latents=latents,
+            positive=positive,
+            negative=prompts["negative"],
+            cfg=cfg,
+            fingerprint=fingerprint(model),
+        )
+        signal = mixing_of(model).signal(float(levels[0]))
+        noise = {**latent_image, "samples": latents[0] / signal if signal > 0 else latents[0]}
+        text = f"{path.steps} steps, {evaluations} network evaluations"
+        return io.NodeOutput(path, noise, ui=tell(cls, text))
+
+
+class RecordPath(io.ComfyNode):
+    """Sample an image from noise and keep its path."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_RecordPath",
+            display_name="Record Path",
+            category=f"{CATEGORY}/path",
+            description="Samples an image from noise, as KSampler with euler does, and keeps the "
+            "path it took, so that a generated image can be edited like an inverted one.",
+            search_aliases=["text to image path", "synthetic image edit", "trajectory", "sample"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Conditioning.Input("positive", tooltip="The prompt of the image to make."),
+                io.Conditioning.Input("negative", tooltip="What the image should not show."),
+                io.Latent.Input("latent_image", tooltip="The size: an Empty Latent Image."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise to start from; the same seed gives the same path.",
+                ),
+                steps_input(),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance scale of the image.",
+                ),
+                spacing_input(),
+                sigmas_input(),
+            ],
+            outputs=[
+                Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
+                io.Latent.Output(display_name="latent", tooltip="The image at the path's end."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, positive, negative, latent_image, seed, steps, cfg, spacing, sigmas=None
+    ) -> io.NodeOutput:
+        samples = comfy.sample.fix_empty_latent_channels(
+            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        )
+        check_latent(model, {"samples": samples}, empty=True)
+        check_conditioning(model, positive, "positive")
+        check_conditioning(model, negative, "negative")
+        levels = path_sigmas(model, steps, spacing, sigmas)
+        noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
+
+        def sample(denoiser: ComfyDenoiser, conditions, progress):
+            x0 = denoiser.latent_in(samples) if samples.any() else samples.to(denoiser.device)
+            x = denoiser.model.model_sampling.noise_scaling(
+                levels[0].to(x0), noise.to(x0), x0, max_denoise=True
+            )
+            latents = record(
+                denoiser, x, levels, conditions["positive"], conditions["negative"], cfg, progress
+            )
+            return denoiser.latents_out(latents), denoiser.evaluations
+
+        prompts = {"positive": positive, "negative": negative}
+        latents, evaluations = run(
+            model, prompts, samples, levels, sample, steps=len(levels) - 1, seed=seed
+        )
+        path = DiffusionPath(
+            sigmas=levels,
+            latents=latents,
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+            fingerprint=fingerprint(model),
+        )
+        text = f"{path.steps} steps, {evaluations} network evaluations"
+        return io.NodeOutput(path, {**latent_image, "samples": path.clean}, ui=tell(cls, text))

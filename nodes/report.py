@@ -1,0 +1,82 @@
+"""A node that says in figures and a picture what an edit has changed."""
+
+from __future__ import annotations
+
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from .pictures import heat_colours, side_by_side
+from .support import CATEGORY, names_itself, tell
+
+
+def psnr(error: Tensor, where: Tensor) -> str:
+    """The peak signal-to-noise ratio of squared errors (B, H, W), over `where` (B, H, W)."""
+    area = where.sum()
+    if area == 0:
+        return "no pixels"
+    mean = float((error * where).sum() / area)
+    return "identical" if mean == 0 else f"{-10 * torch.log10(torch.tensor(mean)):.1f} dB"
+
+
+class EditReport(io.ComfyNode):
+    """Compare an image before and after an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_EditReport",
+            display_name="Edit Report",
+            category=CATEGORY,
+            description="Says how far an edit changed an image, inside and outside a mask, and "
+            "shows before, after and the difference side by side.",
+            search_aliases=["compare images", "PSNR", "difference", "before after"],
+            inputs=[
+                io.Image.Input("before", tooltip="The image before the edit."),
+                io.Image.Input("after", tooltip="The edited image, of the same size."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the edit belongs; outside it the report counts as background.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="The figures as text."),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="Before, after, and their difference as a heat map.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, before, after, mask=None) -> io.NodeOutput:
+        if before.shape[1:3] != after.shape[1:3]:
+            raise ValueError(
+                f"before is {before.shape[2]} x {before.shape[1]}, after is {after.shape[2]} x "
+                f"{after.shape[1]}; give two images of one size"
+            )
+        if len(before) not in (1, len(after)):
+            raise ValueError(
+                f"before holds {len(before)} images, after {len(after)}; give 1 or {len(after)}"
+            )
+        before, after = before[..., :3].expand(len(after), -1, -1, -1), after[..., :3]
+        error = (after - before).square().mean(dim=-1)
+        everywhere = torch.ones_like(error)
+        lines = [f"PSNR {psnr(error, everywhere)} (higher is closer to the source)"]
+        if mask is not None:
+            inside = comfy.utils.reshape_mask(mask, (len(after), 1, *error.shape[1:]))[:, 0]
+            inside = (inside.expand_as(error) > 0.5).to(error)
+            lines = [
+                *lines,
+                f"inside the mask {psnr(error, inside)}",
+                f"background {psnr(error, 1 - inside)}",
+            ]
+        changed = float((error.sqrt() > 0.1).float().mean())
+        lines.append(f"{changed:.0%} of the pixels changed visibly")
+        text = "; ".join(lines)
+        difference = heat_colours(error.sqrt() / error.sqrt().amax().clamp(min=0.1))
+        return io.NodeOutput(text, side_by_side(before, after, difference), ui=tell(cls, text))

@@ -1,0 +1,163 @@
+"""The node that walks a path again, under another prompt and with a chain of edits."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..edits.base import Edits
+from ..inversion.path import DiffusionPath
+from ..samplers.denoiser import ComfyDenoiser, fingerprint, run
+from ..samplers.path_sampler import sample_path
+from .support import (
+    CATEGORY,
+    Path,
+    PathEdits,
+    check_conditioning,
+    check_path,
+    last_steps,
+    names_itself,
+    tell,
+)
+
+ALMOST_NOTHING = 0.05
+"""Below this relative change of the latent people say that nothing happened."""
+
+
+def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, n: int) -> str:
+    """What the sampler did, how far the edit moved, and the knob to turn if that is not far."""
+    moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
+    text = (
+        f"{edited.steps} steps, {n} network evaluations; "
+        f"the edit moved the latent by {moved:.0%} of the source"
+    )
+    if moved >= ALMOST_NOTHING:
+        return text
+    hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
+    return f"{text}. Almost nothing changed: " + "; or ".join(
+        dict.fromkeys(hints or ["lower start, or make the two prompts differ more"])
+    )
+
+
+class Sampler(io.ComfyNode):
+    """Edit the image of a path."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_Sampler",
+            display_name="Diffusion Path Sampler",
+            category=CATEGORY,
+            description="Walks a path again under another prompt, applying a chain of edits at "
+            "every step. Without edits it samples the new prompt from the source's own noise.",
+            search_aliases=["edit image", "MDP", "DiffEdit", "path sampler", "image editing"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
+                Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
+                io.Conditioning.Input("positive", tooltip="A prompt that describes the result."),
+                io.Conditioning.Input("negative", tooltip="What the result should not show."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance scale of the new prompt. Higher follows it more closely.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Skip this much of the path at its noisy end: higher keeps more of the "
+                    "source's composition. DiffEdit's encoding ratio r is start = 1 - r.",
+                ),
+                io.Float.Input(
+                    "eta",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the fresh noise; without effect when eta is 0.",
+                    advanced=True,
+                ),
+                PathEdits.Input(
+                    "edits",
+                    optional=True,
+                    tooltip="The chain of edits, from any of the edit nodes.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The edited image."),
+                io.Latent.Output(
+                    display_name="source_latent", tooltip="The source image, for comparison."
+                ),
+                Path.Output(
+                    display_name="path", tooltip="The edited image's own path, to edit further."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, path, positive, negative, cfg, start, eta, seed, edits=()
+    ) -> io.NodeOutput:
+        check_path(model, path)
+        check_conditioning(model, positive, "positive")
+        check_conditioning(model, negative, "negative")
+        steps = last_steps(path.steps, 1 - start, f"start {start}")
+        first = path.steps - steps
+        for edit in edits:
+            edit.check(path)
+
+        def sample(denoiser: ComfyDenoiser, conditions, progress):
+            latents = sample_path(
+                denoiser,
+                denoiser.path_in(path),
+                conditions["positive"],
+                conditions["negative"],
+                conditions["source"],
+                conditions["source_negative"],
+                cfg=cfg,
+                edits=edits,
+                first=first,
+                eta=eta,
+                generator=torch.Generator().manual_seed(seed),
+                progress=progress,
+            )
+            return denoiser.latents_out(latents), denoiser.evaluations
+
+        prompts = {
+            "positive": positive,
+            "negative": negative,
+            "source": path.positive,
+            "source_negative": path.negative,
+        }
+        levels = path.sigmas[first:]
+        latents, n = run(model, prompts, path.clean, levels, sample, steps=steps, seed=seed)
+        edited = DiffusionPath(
+            sigmas=levels,
+            latents=latents,
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+            fingerprint=fingerprint(model),
+        )
+        return io.NodeOutput(
+            {"samples": edited.clean},
+            {"samples": path.clean},
+            edited,
+            ui=tell(cls, report(path, edited, edits, cfg, n)),
+        )

@@ -1,0 +1,178 @@
+"""What the nodes share: wire types, checks of what comes in, and what they tell the user."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from server import PromptServer
+from torch import Tensor
+
+from ..inversion.path import Conditioning, DiffusionPath
+from ..samplers.denoiser import fingerprint, mixing_of
+from ..samplers.schedules import SPACINGS, kept_steps, spaced_sigmas
+
+CATEGORY = "diffusion path"
+Path = io.Custom("DIFFUSION_PATH")
+PathEdits = io.Custom("DIFFUSION_PATH_EDITS")
+
+
+def edits_input() -> io.Input:
+    """The optional chain that an edit node makes longer."""
+    return PathEdits.Input(
+        "edits",
+        optional=True,
+        tooltip="Edits to apply before this one. Leave empty to start a chain.",
+    )
+
+
+def edits_output() -> io.Output:
+    """The chain with this node's edit at its end."""
+    return PathEdits.Output(
+        display_name="edits",
+        tooltip="The chain with this edit at its end: connect it to the next edit or the sampler.",
+    )
+
+
+def spacing_input() -> io.Input:
+    """Where on the noise levels the steps of a path lie."""
+    return io.Combo.Input(
+        "spacing",
+        options=[*SPACINGS, *comfy.samplers.SCHEDULER_NAMES],
+        default="leading",
+        tooltip="Where the steps lie on the model's noise levels. leading, trailing and linspace "
+        "are diffusers' (leading is what the papers use); the others are ComfyUI's schedulers.",
+        advanced=True,
+    )
+
+
+def steps_input() -> io.Input:
+    """How many steps a whole path has."""
+    return io.Int.Input(
+        "steps",
+        default=50,
+        min=1,
+        max=999,
+        tooltip="Steps of a whole path from noise to image; one network evaluation each. The "
+        "papers use 50.",
+    )
+
+
+def sigmas_input() -> io.Input:
+    """Noise levels from another node, in place of steps and spacing."""
+    return io.Sigmas.Input(
+        "sigmas",
+        optional=True,
+        tooltip="Noise levels from a scheduler node, in place of steps and spacing.",
+        advanced=True,
+    )
+
+
+def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Decorates `execute`: what a ValueError says is preceded by the node's display name."""
+
+    @functools.wraps(execute)
+    def named(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        try:
+            return execute(cls, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{cls.define_schema().display_name}: {error}.") from error
+
+    return named
+
+
+def tell(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
+    """Show `text` on the node in the browser, log it, and return it for the API's history."""
+    logging.info("%s: %s", node.define_schema().display_name, text)
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node.hidden is not None and node.hidden.unique_id:
+        server.send_progress_text(text, node.hidden.unique_id)
+    return ui.PreviewText(text)
+
+
+def path_sigmas(
+    model: ModelPatcher, steps: int, spacing: str, sigmas: Tensor | None = None
+) -> Tensor:
+    """The noise levels (N + 1,) of a whole path; `sigmas`, when given, take precedence."""
+    sampling = model.get_model_object("model_sampling")
+    if sigmas is None and spacing in SPACINGS:
+        return spaced_sigmas(sampling.sigmas, steps, spacing, mixing_of(model).flow)
+    if sigmas is None:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, spacing, steps)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas holds {sigmas.numel()} noise levels; a path needs two or more")
+    if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        raise ValueError(
+            f"the noise levels do not fall at every step ({steps} steps, {spacing}); "
+            "use fewer steps, another spacing, or sigmas that fall"
+        )
+    return sigmas.float().cpu()
+
+
+def last_steps(steps: int, fraction: float, name: str) -> int:
+    """How many steps the clean `fraction` of `steps` has; at least one, or a clear error."""
+    kept = kept_steps(steps, fraction)
+    if kept < 1:
+        raise ValueError(f"{name} leaves no step of {steps}; change it or raise steps")
+    return kept
+
+
+def check_latent(model: ModelPatcher, latent: dict[str, Any], empty: bool = False) -> Tensor:
+    """The samples (B, C, ...) of a LATENT, if `model` can work on them.
+
+    Args:
+        empty: whether an empty latent (all zeros) will do.
+    """
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise ValueError("latent_image holds several latents in one; connect an image's latent")
+    wanted = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"latent_image has {samples.shape[1]} channels, the model works on {wanted}; "
+            "encode the picture with this model's own VAE"
+        )
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError(
+            "latent_image holds NaN or infinite values; encode the picture again, "
+            "with the VAE in fp32 if it overflows (--fp32-vae)"
+        )
+    if not empty and not bool(samples.any()):
+        raise ValueError("latent_image is empty; connect a picture through VAE Encode")
+    return samples
+
+
+def check_conditioning(model: ModelPatcher, conditioning: Conditioning, name: str) -> None:
+    """Raise if `conditioning` is missing or was made for a model of another family."""
+    if not conditioning:
+        raise ValueError(f"{name} holds no prompt; connect the output of CLIP Text Encode")
+    config = model.model.model_config.unet_config
+    width = config.get("context_dim")
+    for embedding, options in conditioning:
+        if isinstance(width, int) and embedding.shape[-1] != width:
+            raise ValueError(
+                f"{name} was encoded {embedding.shape[-1]} wide, for another model family; this "
+                f"model reads {width}: encode the prompt with the CLIP of the same checkpoint"
+            )
+        if isinstance(config.get("adm_in_channels"), int) and "pooled_output" not in options:
+            raise ValueError(
+                f"{name} has no pooled vector, which this model needs; "
+                "encode the prompt with the CLIP of the same checkpoint"
+            )
+
+
+def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
+    """Raise if `path` was made by a model of another kind than `model`."""
+    mine = fingerprint(model)
+    for name, value in path.fingerprint.items():
+        if mine.get(name) != value:
+            raise ValueError(
+                f"the path was made by a model whose {name} is {value}, but this model's is "
+                f"{mine.get(name)}; invert or record the picture again with this model"
+            )

@@ -1,0 +1,257 @@
+"""ComfyUI's MODEL as a `Denoiser`, running inside ComfyUI's own guider.
+
+The guider loads the model, applies its patches, hooks and wrappers, prepares the conditionings
+(ControlNet, areas, masks, timestep ranges) and cleans up, also after an interruption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.samplers
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..inversion.path import Conditioning, DiffusionPath
+from .diffusion import Condition, Mixing, Progress
+
+T = TypeVar("T")
+
+UNSUPPORTED = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW")
+"""ComfyUI's parametrisations whose latents are in other coordinates than `Mixing` knows."""
+
+
+def mixing_of(model: ModelPatcher) -> Mixing:
+    """How the model mixes signal and noise.
+
+    Raises:
+        ValueError: the model's sampling is of a kind that the path cannot be written in.
+    """
+    sampling = model.get_model_object("model_sampling")
+    kinds = [kind.__name__ for kind in type(sampling).__mro__]
+    for kind in UNSUPPORTED:
+        if kind in kinds:
+            raise ValueError(
+                f"the model samples in {kind} coordinates, which have no diffusion path; "
+                "use an EPS or V model (SD1.x, SD2.x, SDXL) or a flow model (SD3, Flux)"
+            )
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        return Mixing(flow=True)
+    return Mixing(sigma_data=float(getattr(sampling, "sigma_data", 1.0)))
+
+
+def fingerprint(model: ModelPatcher) -> dict[str, Any]:
+    """What two models must share for one to walk the other's path.
+
+    Fine-tunes, merges and LoRAs of one family share it, so that a path made with one can be
+    edited with another. Holds plain values only.
+    """
+    latent_format = model.get_model_object("latent_format")
+    config = model.model.model_config.unet_config
+    return {
+        "model": type(model.model).__name__,
+        "latent format": type(latent_format).__name__,
+        "latent channels": latent_format.latent_channels,
+        "text width": config.get("context_dim", config.get("context_in_dim")),
+        "flow": mixing_of(model).flow,
+    }
+
+
+class ComfyDenoiser:
+    """A loaded model inside its guider, as a `Denoiser`; a condition is a list of conds."""
+
+    def __init__(self, guider: comfy.samplers.CFGGuider, model_options: dict, seed: int | None):
+        self.guider = guider
+        self.model = guider.inner_model
+        self.model_options = model_options
+        self.seed = seed
+        self.device = guider.model_patcher.load_device
+        self.mixing = mixing_of(guider.model_patcher)
+        self.evaluations = 0
+
+    def latent_in(self, latent: Tensor) -> Tensor:
+        """A LATENT's samples (B, C, ...) in the model's scale and on its device."""
+        return self.model.process_latent_in(latent.to(self.device, torch.float32))
+
+    def path_in(self, path: DiffusionPath) -> DiffusionPath:
+        """The path in the model's scale and on its device."""
+        latents = self.latent_in(path.latents.flatten(0, 1)).unflatten(0, path.latents.shape[:2])
+        return replace(path, latents=latents)
+
+    def latents_out(self, latents: Tensor) -> Tensor:
+        """Stacked latents (N, B, C, ...) in the scale and on the device of a LATENT on a wire."""
+        flat = self.model.process_latent_out(latents.flatten(0, 1)).to(torch.float32)
+        flat = flat.to(comfy.model_management.intermediate_device())
+        return flat.unflatten(0, latents.shape[:2])
+
+    def __call__(self, x: Tensor, sigma: float, conditions: Sequence[Condition]) -> list[Tensor]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        unique = {id(condition): condition for condition in conditions}
+        conds, timestep = list(unique.values()), x.new_full((x.shape[0],), sigma)
+        self.evaluations += len(conds)
+        calc = self.model_options.get("sampler_calc_cond_batch_function")
+        if calc is not None:
+            args = {"conds": conds, "input": x, "sigma": timestep, "model": self.model}
+            outputs = calc({**args, "model_options": self.model_options})
+        else:
+            outputs = comfy.samplers.calc_cond_batch(
+                self.model, conds, x, timestep, self.model_options
+            )
+        by_id = dict(zip(unique, outputs, strict=True))
+        return [by_id[id(condition)] for condition in conditions]
+
+    def guided(
+        self,
+        x: Tensor,
+        sigma: float,
+        condition: Condition,
+        negative: Condition,
+        scale: float,
+        also: Sequence[Condition] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """ComfyUI's guidance, with the model's own guidance functions, hooks and wrappers."""
+        extra: list[Tensor] = []
+
+        def predict_noise(x, timestep, model_options, seed=None):
+            plain = math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization")
+            main = [condition] if plain else [condition, negative]
+            outputs = self(x, sigma, [*main, *also])
+            extra[:] = outputs[len(main) :]
+            preds = [outputs[0], torch.zeros_like(x) if plain else outputs[1]]
+            conds = [condition, None if plain else negative]
+            args = {"cond_scale": scale, "timestep": timestep, "sigma": timestep, "input": x}
+            args |= {"model": self.model, "model_options": model_options}
+            for pre_cfg in model_options.get("sampler_pre_cfg_function", []):
+                preds = pre_cfg({"conds": conds, "conds_out": preds, **args})
+            return comfy.samplers.cfg_function(
+                self.model, preds[0], preds[1], scale, x, timestep, model_options, *conds
+            )
+
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
+            self.model_options,
+            is_model_options=True,
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            predict_noise, self.guider, wrappers
+        )
+        timestep = x.new_full((x.shape[0],), sigma)
+        denoised = executor.execute(x, timestep, self.model_options, self.seed)
+        if also and not extra:  # a wrapper answered from its cache
+            extra = self(x, sigma, also)
+        return denoised, extra
+
+    def mix(self, a: Condition, b: Condition, weight: float) -> Condition:
+        """Mix embeddings and pooled vectors; what is not a tensor of numbers stays that of `a`.
+
+        Where the token counts differ both are repeated to the least common multiple, which leaves
+        the attention of each alone exactly as it was.
+        """
+        if len(b) != len(a):
+            b = [b[0]] * len(a)
+        return [_mix_cond(one, other, weight) for one, other in zip(a, b, strict=True)]
+
+
+def _mix_cond(a: dict[str, Any], b: dict[str, Any], weight: float) -> dict[str, Any]:
+    mixed = dict(a["model_conds"])
+    for key, cond in mixed.items():
+        other = b["model_conds"].get(key)
+        x, y = getattr(cond, "cond", None), getattr(other, "cond", None)
+        if not (torch.is_tensor(x) and torch.is_tensor(y) and x.is_floating_point()):
+            continue
+        if isinstance(cond, comfy.conds.CONDCrossAttn) and x.shape[1] != y.shape[1]:
+            tokens = math.lcm(x.shape[1], y.shape[1])
+            x = x.repeat(1, tokens // x.shape[1], 1)
+            y = y.repeat(1, tokens // y.shape[1], 1)
+        if x.shape[1:] == y.shape[1:]:
+            mixed[key] = type(cond)(torch.lerp(x, y.to(x), weight))
+    return {**a, "model_conds": mixed}
+
+
+Loop = Callable[[ComfyDenoiser, dict[str, Condition], Progress], T]
+
+
+class LoopSampler(comfy.samplers.Sampler, Generic[T]):
+    """A SAMPLER that runs a loop of ours; the loop's own result is in `result` afterwards."""
+
+    def __init__(self, loop: Loop[T]):
+        self.loop = loop
+        self.result: T | None = None
+
+    def sample(
+        self,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
+    ):
+        """Called by the guider with the model loaded; returns the latent it was given."""
+        total = len(sigmas) - 1
+        denoiser = ComfyDenoiser(model_wrap, extra_args["model_options"], extra_args.get("seed"))
+
+        def progress(step: int, denoised: Tensor, x: Tensor) -> None:
+            if callback is not None:
+                callback(step, denoised, x, total)
+
+        self.result = self.loop(denoiser, model_wrap.conds, progress)
+        return latent_image
+
+
+def run(
+    model: ModelPatcher,
+    conditionings: Mapping[str, Conditioning | None],
+    latent: Tensor,
+    sigmas: Tensor,
+    loop: Loop[T],
+    *,
+    steps: int,
+    seed: int | None = None,
+) -> T:
+    """Run `loop(denoiser, conditions, progress)` inside ComfyUI's guider for `model`.
+
+    Args:
+        conditionings: by name; equal ones become one and the same condition, those that are None
+            stay None.
+        latent: a LATENT's samples (B, C, ...), for shape, device and inpainting models.
+        sigmas: the noise levels that the loop visits, for hooks and schedules.
+        steps: how many times the loop reports progress.
+    Returns:
+        What `loop` returned.
+    """
+    given = {name: value for name, value in conditionings.items() if value is not None}
+    same = {
+        name: next(other for other in given if comfy.conds.is_equal(given[other], value))
+        for name, value in given.items()
+    }
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({name: given[name] for name in given if same[name] == name})
+
+    def named(denoiser: ComfyDenoiser, conds: dict[str, Condition], progress: Progress) -> T:
+        conditions = {name: conds[same[name]] if name in same else None for name in conditionings}
+        return loop(denoiser, conditions, progress)
+
+    show = latent_preview.prepare_callback(model, steps)
+    sampler = LoopSampler(named)
+    guider.sample(
+        torch.zeros_like(latent),
+        latent,
+        sampler,
+        sigmas,
+        callback=lambda step, denoised, x, total: show(step, denoised, x, steps),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return sampler.result

@@ -1,0 +1,56 @@
+"""Which noise levels a path visits: diffusers' timestep spacings over a model's own levels."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Spacing = Literal["leading", "trailing", "linspace"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+STEPS_OFFSET = 1
+"""SD1.x's `steps_offset`: its "leading" timesteps are 1, 21, ... 981 for 50 steps."""
+
+
+def spaced_sigmas(table: Tensor, steps: int, spacing: Spacing, flow: bool = False) -> Tensor:
+    """The `steps + 1` noise levels of a path, from noisy to clean.
+
+    The timesteps are diffusers' (Lin et al. 2023, arXiv 2305.08891, table 2). The last level is
+    the model's smallest (diffusers' `set_alpha_to_one=False`), or 0 for a flow model, whose
+    latents are clean there. "linspace" leaves out diffusers' last step, which goes nowhere.
+
+    Args:
+        table: the model's noise levels (T,), ascending: sigma of timestep 0 to T - 1.
+        steps: number of steps, 1 to T - 1.
+    Raises:
+        ValueError: `steps` does not fit the table, or `spacing` is not one of `SPACINGS`.
+    """
+    total = len(table)
+    if not 1 <= steps < total:
+        raise ValueError(f"steps is {steps}; choose 1 to {total - 1}")
+    if spacing == "leading":
+        timesteps = torch.arange(steps) * (total // steps) + STEPS_OFFSET
+    elif spacing == "trailing":
+        timesteps = (torch.arange(1, steps + 1) * (total / steps)).round().long() - 1
+    elif spacing == "linspace":
+        timesteps = torch.linspace(0, total - 1, steps + 1)[1:].round().long()
+    else:
+        raise ValueError(f"spacing is {spacing!r}; choose one of {', '.join(SPACINGS)}")
+    last = table.new_zeros(1) if flow else table[:1]
+    return torch.cat([table[timesteps.clamp(max=total - 1)].flip(0), last]).float().cpu()
+
+
+def kept_steps(steps: int, fraction: float) -> int:
+    """How many of `steps` lie within the clean `fraction` of a path, as diffusers counts them.
+
+    Rounds down, but forgives floating point: 0.7 of 10 steps is 7.
+    """
+    return int(steps * fraction + 1e-6)
+
+
+def window(steps: int, start: float, end: float) -> range:
+    """The steps i with `start <= i / steps < end`; 0 is the noisiest, 1 the end of the path."""
+    first, last = (math.ceil(steps * fraction - 1e-6) for fraction in (start, end))
+    return range(max(first, 0), min(last, steps))
