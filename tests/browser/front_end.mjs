@@ -1,0 +1,43 @@
+// Opens ComfyUI's own front end in a headless Chromium.
+import { execFileSync } from 'node:child_process'
+import { chromium } from 'playwright-core'
+
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync'
+]
+
+// The first Chromium on the PATH.
+function findChromium() {
+  const names = ['chromium', 'chromium-browser', 'google-chrome']
+  return execFileSync('sh', ['-c', `command -v ${names.join(' || command -v ')}`], { encoding: 'utf8' }).trim()
+}
+
+// Opens the front end at `url` and hands its page to `use`; `errors` collects what goes wrong in it.
+export async function withFrontEnd(url, use) {
+  // A first visit opens the template browser over everything; this is not one.
+  await fetch(`${url}/settings/Comfy.TutorialCompleted`, { method: 'POST', body: 'true' })
+  const browser = await chromium.launch({ executablePath: findChromium(), args: FLAGS })
+  try {
+    const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
+    const errors = []
+    page.on('pageerror', (error) => errors.push(`uncaught: ${error.message}`))
+    page.on('console', (message) => {
+      if (message.type() === 'error') errors.push(`${message.text()} (${message.location().url})`)
+    })
+    await page.goto(url)
+    await page.waitForFunction(
+      () => window.app?.extensionManager?.spinner === false && !document.querySelector('.p-blockui-mask'),
+      null,
+      { timeout: 120_000 }
+    )
+    return await use(page, errors)
+  } finally {
+    await browser.close()
+  }
+}
