@@ -1,1 +1,6 @@
 """The demo world: a renderer with ground truth, and the small diffusion model trained on it."""
+
+from pathlib import Path
+
+MODEL = Path(__file__).parent / "model"
+"""The finished weights, in the layout of diffusers."""

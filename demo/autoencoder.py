@@ -7,12 +7,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from . import data
-from .fit import DEVICE, fit
+from . import MODEL, data
+from .fit import DEVICE, checkpoint, fit
 
 SCALING_FACTOR = 0.18215
 
-_STEPS = 6600
+_STEPS = 4700
 _LEARNING_RATE = 1.5e-3
 _CROPS_PER_STEP = 16
 _PICTURES_PER_STEP = 4
@@ -39,9 +39,17 @@ def build_autoencoder() -> AutoencoderKL:
 def train_autoencoder(more: int = 0) -> AutoencoderKL:
     """Train on crops, which is cheap, and on whole pictures, which is what will be encoded."""
     torch.manual_seed(data.SEED)
-    autoencoder = fit("autoencoder", build_autoencoder(), _loss, _STEPS, _LEARNING_RATE, more)
+    go_on = more and not checkpoint("autoencoder").exists()
+    autoencoder = load_autoencoder() if go_on else build_autoencoder()
+    autoencoder = fit("autoencoder", autoencoder, _loss, _STEPS, _LEARNING_RATE, more)
     normalise_latents(autoencoder)
+    autoencoder.save_pretrained(MODEL / "vae")
     return autoencoder
+
+
+def load_autoencoder() -> AutoencoderKL:
+    """The finished autoencoder, from `demo/model`."""
+    return AutoencoderKL.from_pretrained(MODEL / "vae").to(DEVICE)
 
 
 def _loss(autoencoder: nn.Module, step: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 WORK = Path(__file__).parent.parent / ".demo-work"
+"""The state of unfinished trainings."""
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 _EMA = 0.999
@@ -30,12 +32,13 @@ def fit(
 
     `loss(model, step)` must draw its data from a generator seeded by the step, so that a run that
     was stopped continues as if it had not been. AdamW, learning rate with warm-up and cosine decay,
-    bfloat16 autocast. A finished run is trained for `more` steps, with a warm-up and decay anew.
+    bfloat16 autocast. A finished run, or finished weights without the state of their training, are
+    trained for `more` steps, with a warm-up and decay anew.
     """
     model = model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    first, last, step = 0, steps, 0
+    first, last, step = 0, more or steps, 0
 
     file = checkpoint(name)
     if file.exists():

@@ -2,29 +2,46 @@
 
 Four stages run in order: the autoencoder, the judge, the denoiser with its text encoder, and the
 export to `demo/model`. Name some to run only those. A run that was stopped continues where it was:
-its state is in `.demo-work/`. `python -m demo.train denoiser export --more 5000` trains a finished
-stage further.
+its state is in `.demo-work/`. To train a finished stage further, or the published weights:
+
+    python -m demo.train denoiser export --more 5000
+
+Every stage starts from what the ones before it left in `demo/model`. A new autoencoder needs a new
+denoiser: then delete `.demo-work/` first.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from .autoencoder import train_autoencoder
+from .autoencoder import load_autoencoder, train_autoencoder
+from .denoiser import train_denoiser, trained_so_far
+from .export import export_denoiser
+from .judge import train_judge
 
-STAGES = {
-    "autoencoder": train_autoencoder,
-}
+STAGES = ("autoencoder", "judge", "denoiser", "export")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], help="which stages; default all")
-    parser.add_argument("--more", type=int, default=0, metavar="STEPS",
-                        help="train stages that are finished this many steps further")
-    args = parser.parse_args()
-    for name in args.stages or STAGES:
-        STAGES[name](args.more)
+    """Run the stages named on the command line, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--more", type=int, default=0, metavar="STEPS")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.stages) - set(STAGES):
+        parser.error(f"unknown stage: {', '.join(sorted(unknown))}")
+
+    stages, more = arguments.stages or STAGES, arguments.more
+    if "autoencoder" in stages:
+        train_autoencoder(more)
+    if "judge" in stages:
+        train_judge(load_autoencoder(), more)
+    if "denoiser" in stages:
+        train_denoiser(load_autoencoder(), more)
+    if "export" in stages:
+        export_denoiser(trained_so_far(), load_autoencoder())
 
 
 if __name__ == "__main__":
