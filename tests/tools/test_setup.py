@@ -55,10 +55,12 @@ def test_only_comfyui_is_unpacked_and_a_half_fetched_one_is_replaced(
     monkeypatch.setattr(setup, "SDIST_SHA256", setup.hashlib.sha256(path.read_bytes()).hexdigest())
     fetched.mkdir(parents=True)
     (fetched / "half.py").touch()
+    (fetched.parent / "fetch-interrupted").mkdir()
     assert not setup.is_fetched()
     setup.fetch_comfyui(Path(sys.executable))
     assert setup.is_fetched()
     assert sorted(file.name for file in fetched.iterdir()) == [".fetched-from", "main.py"]
+    assert list(fetched.parent.iterdir()) == [fetched]
 
 
 def test_a_file_that_points_outside_the_archive_is_refused(tmp_path: Path):
