@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ def spaced_sigmas(table: Tensor, steps: int, spacing: Spacing, flow: bool = Fals
     The timesteps are diffusers' (Lin et al. 2023, arXiv 2305.08891, table 2). The last level is
     the model's smallest (diffusers' `set_alpha_to_one=False`), or 0 for a flow model, whose
     latents are clean there. "linspace" leaves out diffusers' last step, which goes nowhere.
+    numpy rounds as it does there.
 
     Args:
         table: the model's noise levels (T,), ascending: sigma of timestep 0 to T - 1.
@@ -31,15 +33,21 @@ def spaced_sigmas(table: Tensor, steps: int, spacing: Spacing, flow: bool = Fals
     if not 1 <= steps < total:
         raise ValueError(f"steps is {steps}; choose 1 to {total - 1}")
     if spacing == "leading":
-        timesteps = torch.arange(steps) * (total // steps) + STEPS_OFFSET
+        timesteps = np.arange(steps)[::-1] * (total // steps) + STEPS_OFFSET
     elif spacing == "trailing":
-        timesteps = (torch.arange(1, steps + 1) * (total / steps)).round().long() - 1
+        timesteps = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
+        if timesteps[-1] == 0 and not flow:
+            raise ValueError(
+                f"steps is {steps}, but trailing spacing ends in a step that goes nowhere beyond "
+                f"{2 * total // 3}; use fewer, or leading spacing"
+            )
     elif spacing == "linspace":
-        timesteps = torch.linspace(0, total - 1, steps + 1)[1:].round().long()
+        timesteps = np.linspace(0, total - 1, steps + 1).round()[:0:-1]
     else:
         raise ValueError(f"spacing is {spacing!r}; choose one of {', '.join(SPACINGS)}")
     last = table.new_zeros(1) if flow else table[:1]
-    return torch.cat([table[timesteps.clamp(max=total - 1)].flip(0), last]).float().cpu()
+    visited = torch.from_numpy(timesteps.astype(np.int64))
+    return torch.cat([table[visited], last]).float().cpu()
 
 
 def kept_steps(steps: int, fraction: float) -> int:
