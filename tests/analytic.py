@@ -1,0 +1,115 @@
+"""A denoiser whose every answer is known in closed form: the data are Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion_path.inversion.ddim import ddim_inversion
+from diffusion_path.inversion.path import DiffusionPath
+from diffusion_path.samplers.diffusion import Mixing, guidance
+
+
+class Gaussian(NamedTuple):
+    """A condition: clean latents are `N(mean, scale^2 I)`."""
+
+    mean: Tensor
+    scale: float
+
+
+class GaussianDenoiser:
+    """The `Denoiser` that is right for Gaussian data.
+
+    With a the signal's factor at sigma and v = a^2 s^2 + sigma^2 the variance of x there,
+    D = mu + a s^2 (x - a mu) / v, and the ODE carries x - a mu along in proportion to sqrt(v).
+    """
+
+    def __init__(self, flow: bool = False) -> None:
+        self.mixing = Mixing(flow=flow)
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, sigma: float, conditions: Sequence[Gaussian]) -> list[Tensor]:
+        self.evaluations += len({id(condition) for condition in conditions})
+        return [self.denoised(x, sigma, condition) for condition in conditions]
+
+    def guided(
+        self,
+        x: Tensor,
+        sigma: float,
+        condition: Gaussian,
+        negative: Gaussian,
+        scale: float,
+        also: Sequence[Gaussian] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        main = [condition] if scale == 1 else [condition, negative]
+        outputs = self(x, sigma, [*main, *also])
+        extra = outputs[len(main) :]
+        if scale == 1:
+            return outputs[0], extra
+        return guidance(outputs[1], outputs[0], scale), extra
+
+    def mix(self, a: Gaussian, b: Gaussian, weight: float) -> Gaussian:
+        return Gaussian(
+            (1 - weight) * a.mean + weight * b.mean, (1 - weight) * a.scale + weight * b.scale
+        )
+
+    def variance(self, sigma: float, condition: Gaussian) -> float:
+        """The variance of x at `sigma`."""
+        return (self.mixing.signal(sigma) * condition.scale) ** 2 + sigma**2
+
+    def denoised(self, x: Tensor, sigma: float, condition: Gaussian) -> Tensor:
+        """D(x, sigma)."""
+        signal = self.mixing.signal(sigma)
+        gain = signal * condition.scale**2 / self.variance(sigma, condition)
+        return condition.mean + gain * (x - signal * condition.mean)
+
+    def exact(self, x: Tensor, sigma: float, sigmas: Tensor, condition: Gaussian) -> Tensor:
+        """The ODE's solution through `x` at `sigma`, at each of `sigmas` (N + 1, B, C, ...)."""
+        away = x - self.mixing.signal(sigma) * condition.mean
+        spread = self.variance(sigma, condition)
+        return torch.stack(
+            [
+                self.mixing.signal(level) * condition.mean
+                + away * (self.variance(level, condition) / spread) ** 0.5
+                for level in sigmas.tolist()
+            ]
+        )
+
+
+def levels(steps: int, flow: bool) -> Tensor:
+    """Noise levels that fall evenly: in their logarithm, or down to 0 for a flow."""
+    if flow:
+        return torch.linspace(0.96, 0.0, steps + 1, dtype=torch.float64)
+    return torch.logspace(1, -1.5, steps + 1, dtype=torch.float64)
+
+
+def condition(seed: int, scale: float = 0.5) -> Gaussian:
+    """A condition with a random mean."""
+    generator = torch.Generator().manual_seed(seed)
+    return Gaussian(torch.randn(1, 4, 6, 8, generator=generator, dtype=torch.float64), scale)
+
+
+def picture(seed: int = 0, batch: int = 2) -> Tensor:
+    """A clean latent (B, 4, 6, 8) in double precision."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return torch.randn(batch, 4, 6, 8, generator=generator, dtype=torch.float64)
+
+
+def inverted(
+    denoiser: GaussianDenoiser, steps: int = 10, fixed_point_iterations: int = 0
+) -> DiffusionPath:
+    """The path of `picture()` under `condition(0)`."""
+    sigmas, source = levels(steps, denoiser.mixing.flow), condition(0)
+    latents = ddim_inversion(
+        denoiser,
+        picture(),
+        sigmas,
+        source,
+        fixed_point_iterations=fixed_point_iterations,
+    )
+    return DiffusionPath(
+        sigmas=sigmas, latents=latents, positive=[], negative=None, cfg=1.0, fingerprint={}
+    )
