@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
-from .files import LoadPath, PathPreview, SavePath
+from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
 from .paths import DDIMInversion, RecordPath
 from .report import EditReport
@@ -32,6 +32,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 class DiffusionPathExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        """Put the example workflows' pictures where they load them from: input/diffusion_path."""
+        copy_example_inputs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

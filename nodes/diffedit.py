@@ -151,7 +151,8 @@ class DiffEditMask(io.ComfyNode):
         text = f"{evaluations} network evaluations; the mask covers {float(mask.mean()):.0%}"
         if not mask.any():
             text += ". Nothing is masked: lower threshold, or make the two prompts differ more"
-        return io.NodeOutput(mask, heat_colours(heat), ui=tell(cls, text))
+        picture = heat_colours(heat)
+        return io.NodeOutput(mask, picture, ui=tell(cls, text, picture))
 
 
 class MaskBlend(io.ComfyNode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path as FilePath
 
 import folder_paths
@@ -11,6 +13,7 @@ from comfy_api.latest import io
 from ..inversion.path import load_path, save_path
 from .support import CATEGORY, Path, names_itself, tell
 
+EXAMPLE_INPUTS = FilePath(__file__).parent.parent / "example_workflows" / "inputs"
 SUFFIX = ".safetensors"
 OUTPUT = " [output]"
 
@@ -40,6 +43,19 @@ def file_of(name: str) -> FilePath:
         folder = folder_paths.get_output_directory()
         return inside(folder, name.removesuffix(OUTPUT), "output")
     return inside(folder_paths.get_input_directory(), name, "input")
+
+
+def copy_example_inputs() -> None:
+    """Copy the example workflows' pictures, a few kB, to input/diffusion_path if not there yet."""
+    folder = FilePath(folder_paths.get_input_directory(), "diffusion_path")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in EXAMPLE_INPUTS.glob("*.png"):
+            if not (folder / picture.name).exists():
+                part = shutil.copyfile(picture, folder / f"{picture.name}.part")
+                part.replace(folder / picture.name)
+    except OSError as error:
+        logging.warning("ComfyUI-DiffusionPath: no example pictures in %s: %s", folder, error)
 
 
 class SavePath(io.ComfyNode):
@@ -151,6 +167,8 @@ class PathPreview(io.ComfyNode):
                     tooltip="The frames from noisy to clean, one image of the batch after another.",
                 )
             ],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -160,4 +178,5 @@ class PathPreview(io.ComfyNode):
         steps = torch.linspace(path.steps, 0, count).round().long().flip(0).tolist()
         latents = [path.denoised(i) if i < path.steps else path.clean for i in steps]
         images = vae.decode(torch.stack(latents, dim=1).flatten(0, 1))
-        return io.NodeOutput(images.reshape(-1, *images.shape[-3:]))
+        images = images.reshape(-1, *images.shape[-3:])
+        return io.NodeOutput(images, ui=tell(cls, f"steps {steps} of {path.steps}", images))

@@ -48,6 +48,7 @@ class EditReport(io.ComfyNode):
                     tooltip="Before, after, and their difference as a heat map.",
                 ),
             ],
+            is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )
 
@@ -79,4 +80,5 @@ class EditReport(io.ComfyNode):
         lines.append(f"{changed:.0%} of the pixels changed visibly")
         text = "; ".join(lines)
         difference = heat_colours(error.sqrt() / error.sqrt().amax().clamp(min=0.1))
-        return io.NodeOutput(text, side_by_side(before, after, difference), ui=tell(cls, text))
+        picture = side_by_side(before, after, difference)
+        return io.NodeOutput(text, picture, ui=tell(cls, text, picture))

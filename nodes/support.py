@@ -15,7 +15,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..inversion.path import Conditioning, DiffusionPath
-from ..samplers.denoiser import fingerprint, mixing_of
+from ..samplers.denoiser import fingerprint, mixing_of, text_width
 from ..samplers.schedules import SPACINGS, kept_steps, spaced_sigmas
 
 CATEGORY = "diffusion path"
@@ -87,13 +87,14 @@ def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.Node
     return named
 
 
-def tell(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """Show `text` on the node in the browser, log it, and return it for the API's history."""
+def tell(node: type[io.ComfyNode], text: str, image: Tensor | None = None) -> dict[str, Any]:
+    """Show `text`, and an IMAGE, on the node in the browser; returns both for the API's history."""
     logging.info("%s: %s", node.define_schema().display_name, text)
     server = getattr(PromptServer, "instance", None)
     if server is not None and node.hidden is not None and node.hidden.unique_id:
         server.send_progress_text(text, node.hidden.unique_id)
-    return ui.PreviewText(text)
+    shown = ui.PreviewText(text).as_dict()
+    return shown if image is None else shown | ui.PreviewImage(image, cls=node).as_dict()
 
 
 def path_sigmas(
@@ -152,15 +153,15 @@ def check_conditioning(model: ModelPatcher, conditioning: Conditioning, name: st
     """Raise if `conditioning` is missing or was made for a model of another family."""
     if not conditioning:
         raise ValueError(f"{name} holds no prompt; connect the output of CLIP Text Encode")
-    config = model.model.model_config.unet_config
-    width = config.get("context_dim")
+    width = text_width(model)
+    pooled = isinstance(model.model.model_config.unet_config.get("adm_in_channels"), int)
     for embedding, options in conditioning:
-        if isinstance(width, int) and embedding.shape[-1] != width:
+        if width is not None and embedding.shape[-1] != width:
             raise ValueError(
                 f"{name} was encoded {embedding.shape[-1]} wide, for another model family; this "
                 f"model reads {width}: encode the prompt with the CLIP of the same checkpoint"
             )
-        if isinstance(config.get("adm_in_channels"), int) and "pooled_output" not in options:
+        if pooled and "pooled_output" not in options:
             raise ValueError(
                 f"{name} has no pooled vector, which this model needs; "
                 "encode the prompt with the CLIP of the same checkpoint"

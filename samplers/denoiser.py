@@ -49,6 +49,18 @@ def mixing_of(model: ModelPatcher) -> Mixing:
     return Mixing(sigma_data=float(getattr(sampling, "sigma_data", 1.0)))
 
 
+def text_width(model: ModelPatcher) -> int | None:
+    """How wide the text embeddings are that the model reads; None if its configuration hides it."""
+    config = model.model.model_config.unet_config
+    embedder = config.get("context_embedder_config") or {}
+    widths = (
+        config.get("context_dim"),  # SD1.x, SD2.x, SDXL
+        config.get("context_in_dim"),  # Flux
+        embedder.get("params", {}).get("in_features"),  # SD3
+    )
+    return next((width for width in widths if isinstance(width, int)), None)
+
+
 def fingerprint(model: ModelPatcher) -> dict[str, Any]:
     """What two models must share for one to walk the other's path.
 
@@ -56,12 +68,11 @@ def fingerprint(model: ModelPatcher) -> dict[str, Any]:
     edited with another. Holds plain values only.
     """
     latent_format = model.get_model_object("latent_format")
-    config = model.model.model_config.unet_config
     return {
         "model": type(model.model).__name__,
         "latent format": type(latent_format).__name__,
         "latent channels": latent_format.latent_channels,
-        "text width": config.get("context_dim", config.get("context_in_dim")),
+        "text width": text_width(model),
         "flow": mixing_of(model).flow,
     }
 
