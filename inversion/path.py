@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,12 @@ def save_path(path: DiffusionPath, file: Path) -> None:
             ]
             metadata[role] = json.dumps(options)
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
-    os.close(handle)
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         save_file(tensors, temporary, metadata)
-        Path(temporary).replace(file)
+        temporary.replace(file)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -152,10 +150,10 @@ def load_path(file: Path) -> DiffusionPath:
                 if "negative" in metadata
                 else None
             ),
-            cfg=json.loads(metadata["cfg"]),
-            fingerprint=json.loads(metadata["fingerprint"]),
+            cfg=float(json.loads(metadata["cfg"])),
+            fingerprint=dict(json.loads(metadata["fingerprint"])),
         )
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file.name} is not a whole path file; save the path again") from None
 
 
@@ -170,5 +168,7 @@ def _unpack_conditioning(
             for name, tensor in tensors.items()
             if name.startswith(prefix)
         }
+        if "area" in options:  # ComfyUI compares areas as tuples, and JSON knows lists only
+            options["area"] = tuple(options["area"])
         conditioning.append([options.pop("embedding"), options])
     return conditioning
