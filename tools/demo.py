@@ -7,7 +7,7 @@ import time
 
 from .host import Server
 from .setup import ROOT
-from .workflows import TWINS, upload_inputs
+from .workflows import TWINS
 
 OUTPUT = ROOT / "demo-output"
 
@@ -17,7 +17,6 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     print("Starting ComfyUI with this pack ...", flush=True)
     with Server() as server:
-        upload_inputs(server)
         for workflow in sorted(TWINS.glob("*.json")):
             started = time.monotonic()
             history = server.run(json.loads(workflow.read_text()))

@@ -16,7 +16,6 @@ from .setup import ROOT
 
 EXAMPLES = ROOT / "example_workflows"
 TWINS = EXAMPLES / "api"
-INPUTS = EXAMPLES / "inputs"
 BROWSER = ROOT / "tests" / "browser"
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -31,12 +30,6 @@ def examples() -> list[Path]:
 def twin_of(example: Path) -> Path:
     """The API twin of an example workflow."""
     return TWINS / example.name
-
-
-def upload_inputs(server: Server) -> None:
-    """Put the pictures that the examples load into the server's input folder."""
-    for picture in sorted(INPUTS.glob("*.png")):
-        server.upload(picture)
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Workflow:
@@ -101,7 +94,6 @@ def main() -> None:
     """Write the API twins of all examples."""
     TWINS.mkdir(exist_ok=True)
     with Server() as server:
-        upload_inputs(server)
         for example, workflow in front_end_to_api(server, examples()).items():
             twin_of(example).write_text(json.dumps(workflow, indent=2) + "\n")
             print(twin_of(example).relative_to(ROOT))

@@ -17,7 +17,6 @@ from diffusion_path.tools.workflows import (
     examples,
     front_end_to_api,
     twin_of,
-    upload_inputs,
 )
 
 RUN_WORKFLOW = Path(__file__).parent / "run_workflow.mjs"
@@ -32,7 +31,6 @@ def drop_and_run(server: Server, workflow: Path, screenshot: Path) -> dict:
 
 
 def test_a_dropped_example_shows_its_edited_picture_and_no_error(server: Server):
-    upload_inputs(server)
     OUTPUT.mkdir(exist_ok=True)
     shown = drop_and_run(server, EXAMPLES / "mdp_epsilon.json", OUTPUT / "browser.png")
     assert shown["errors"] == []
@@ -44,7 +42,6 @@ def test_a_dropped_example_shows_its_edited_picture_and_no_error(server: Server)
 
 
 def test_the_front_end_exports_every_example_as_its_twin(server: Server):
-    upload_inputs(server)
     exported = front_end_to_api(server, examples())
     twins = {example: json.loads(twin_of(example).read_text()) for example in examples()}
     assert exported == twins

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion_path.tools.host import Server
-from diffusion_path.tools.workflows import TWINS, examples, to_api, twin_of, upload_inputs
+from diffusion_path.tools.workflows import TWINS, examples, to_api, twin_of
 
 each_example = pytest.mark.parametrize("example", examples(), ids=lambda path: path.stem)
 
@@ -33,7 +33,6 @@ def test_an_example_is_small_and_has_a_thumbnail(example: Path):
 
 @each_example
 def test_an_example_runs_through_the_queue_and_makes_pictures(example: Path, server: Server):
-    upload_inputs(server)
     workflow = json.loads(twin_of(example).read_text())
     pictures = server.images(server.run(workflow))
     ends = {
