@@ -34,6 +34,12 @@ def results(name: str, **inputs: Any) -> tuple:
     return call(name, **inputs).args
 
 
+def text(output: Any) -> str:
+    """What a node tells the user."""
+    (told,) = output.ui["text"]
+    return told
+
+
 def edited(model: Any, path: Any, positive: list, negative: list, **inputs: Any) -> torch.Tensor:
     """The latent that the sampler makes of a path."""
     latent = results(

@@ -1,0 +1,103 @@
+"""What every node tells of itself, in ComfyUI's menu, on hovering and in its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffusion_path.tests.calls import node
+from diffusion_path.tools.setup import ROOT
+
+NAMES = [
+    "DemoModel",
+    "DDIMInversion",
+    "RecordPath",
+    "DiffEditMask",
+    "MDPEpsilon",
+    "MDPCondition",
+    "MDPLatent",
+    "MDPGuidance",
+    "MaskBlend",
+    "Sampler",
+    "SavePath",
+    "LoadPath",
+    "PathPreview",
+    "EditReport",
+]
+each_node = pytest.mark.parametrize("name", NAMES)
+
+
+def test_the_pack_offers_these_nodes_and_no_others(comfy: Path):
+    from diffusion_path.nodes import NODES
+
+    assert [cls.__name__ for cls in NODES] == NAMES
+
+
+@each_node
+def test_a_node_has_a_lasting_id_a_place_in_the_menu_and_words_to_find_it_by(
+    comfy: Path, name: str
+):
+    schema = node(name).GET_SCHEMA()
+    assert schema.node_id == f"DiffusionPath_{name}"
+    assert schema.category == "diffusion path" or schema.category.startswith("diffusion path/")
+    assert schema.display_name
+    assert schema.description.endswith(".")
+    assert schema.search_aliases
+
+
+@each_node
+def test_every_input_and_output_explains_itself(comfy: Path, name: str):
+    schema = node(name).GET_SCHEMA()
+    for socket in (*schema.inputs, *schema.outputs):
+        assert socket.tooltip and socket.tooltip.endswith("."), socket
+
+
+def test_no_two_nodes_have_one_name(comfy: Path):
+    shown = [node(name).GET_SCHEMA().display_name for name in NAMES]
+    assert len(set(shown)) == len(shown)
+
+
+@each_node
+def test_a_node_has_a_help_page(name: str):
+    page = ROOT / "web" / "docs" / f"DiffusionPath_{name}.md"
+    assert page.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        (
+            "DDIMInversion",
+            {
+                "steps": 50,
+                "spacing": "leading",
+                "strength": 1.0,
+                "fixed_point_iterations": 0,
+                "cfg": 1.0,
+            },
+        ),
+        ("RecordPath", {"seed": 0, "steps": 50, "cfg": 7.5, "spacing": "leading"}),
+        (
+            "DiffEditMask",
+            {
+                "strength": 0.5,
+                "maps": 10,
+                "method": "noise",
+                "threshold": 0.5,
+                "blur": 0,
+                "seed": 0,
+            },
+        ),
+        *(
+            (name, {"weight": 1.0, "curve": "constant", "start": 0.0, "end": 0.5})
+            for name in ("MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance")
+        ),
+        ("MaskBlend", {"start": 0.0, "end": 1.0}),
+        ("Sampler", {"cfg": 7.5, "start": 0.0, "eta": 0.0, "seed": 0}),
+        ("PathPreview", {"frames": 8}),
+    ],
+)
+def test_defaults_are_the_published_ones(comfy: Path, name: str, defaults: dict):
+    inputs = {one.id: one for one in node(name).GET_SCHEMA().inputs}
+    assert {key: inputs[key].default for key in defaults} == defaults
