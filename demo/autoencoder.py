@@ -12,7 +12,7 @@ from .fit import DEVICE, checkpoint, fit
 
 SCALING_FACTOR = 0.18215
 
-_STEPS = 4700
+_STEPS = 3100
 _LEARNING_RATE = 1.5e-3
 _CROPS_PER_STEP = 16
 _PICTURES_PER_STEP = 4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
@@ -33,6 +34,7 @@ def export_denoiser(denoiser: Denoiser, autoencoder: AutoencoderKL) -> None:
     )
     pipeline.to("cpu").save_pretrained(MODEL)
     _save_tokenizer(pipeline.tokenizer, MODEL / "tokenizer")
+    _rename_text_encoder(MODEL / "text_encoder" / "model.safetensors")
     _save_preview(autoencoder)
 
 
@@ -43,6 +45,12 @@ def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
     (folder / "tokenizer.json").unlink()
+
+
+def _rename_text_encoder(file: Path) -> None:
+    """By the names of released CLIPs, which every version of transformers, and ComfyUI, reads."""
+    weights = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(
         target,
         tokenizer_data={"clip_l_tokenizer_class": DemoTokenizer},
-        model_options={"clip_l_class": DemoTextEncoder},
+        model_options={"clip_l_class": DemoTextEncoder, "dtype": torch.float32},
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
         disable_dynamic=disable_dynamic,

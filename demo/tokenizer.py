@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from itertools import product
+import re
+from collections import Counter
+from itertools import pairwise, product
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from .world import BACKGROUNDS, OBJECTS, Object, Scene, caption
@@ -14,28 +15,48 @@ LENGTH = 77
 """Tokens per text, start, end and padding included."""
 
 _END_OF_WORD = "</w>"
-_MERGES = 400
 
 
 def train_tokenizer() -> CLIPTokenizer:
     """Every word of the captions becomes one token; any other text falls back to bytes."""
-    trainee = Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
-    trainee.normalizer = normalizers.Lowercase()
-    trainee.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=_MERGES, end_of_word_suffix=_END_OF_WORD, show_progress=False
-    )
-    trainee.train_from_iterator(_captions(), trainer)
-    merges = [tuple(pair) for pair in _merges(trainee)]
-
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join(_captions())))
+    merges = _train_merges(words)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(letter + _END_OF_WORD for letter in letters)]
-    words += ["".join(pair) for pair in merges]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokens = [
+        *letters,
+        *(letter + _END_OF_WORD for letter in letters),
+        *("".join(pair) for pair in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocabulary, merges, model_max_length=LENGTH)
+
+
+def _train_merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding (Sennrich et al. 2016, 1508.07909), until every word is one piece."""
+    pieces = {word: [*word[:-1], word[-1] + _END_OF_WORD] for word in words}
+    merges = []
+    while any(len(parts) > 1 for parts in pieces.values()):
+        counts: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                counts[pair] += words[word]
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        pieces = {word: _merge(parts, best) for word, parts in pieces.items()}
+    return merges
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """The parts of a word with every occurrence of the pair made one."""
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def _captions() -> list[str]:
@@ -49,8 +70,3 @@ def _captions() -> list[str]:
         for left, right in product(OBJECTS, OBJECTS)
     ]
     return ones + twos
-
-
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    """The merges of a BPE tokenizer, in order."""
-    return json.loads(tokenizer.to_str())["model"]["merges"]
