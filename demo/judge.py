@@ -25,6 +25,7 @@ _WIDTHS = (24, 48, 64, 96, 96)
 _STEPS = 1400
 _LEARNING_RATE = 2e-3
 _BATCH = 48
+_EMPTY = 2
 _ROUND_TRIPS = 1500
 
 
@@ -87,7 +88,8 @@ def train_judge(autoencoder: AutoencoderKL, more: int = 0) -> Judge:
 
     def loss(judge: nn.Module, step: int) -> Tensor:
         rng = np.random.default_rng((data.SEED, 6, step))
-        scenes = data.scenes((7, step), "train", _BATCH // 2)
+        scenes = data.scenes((7, step), "train", _BATCH // 2 - _EMPTY)
+        scenes += [Scene((), str(background)) for background in rng.choice(BACKGROUNDS, _EMPTY)]
         chosen = rng.choice(_ROUND_TRIPS, _BATCH // 2, replace=False)
         images = torch.cat([data.pictures(scenes), seen[chosen]])
         targets = torch.tensor([_answers(s) for s in scenes + [seen_scenes[i] for i in chosen]])
@@ -102,9 +104,10 @@ def train_judge(autoencoder: AutoencoderKL, more: int = 0) -> Judge:
 
 
 def _answers(scene: Scene) -> list[int]:
+    """The background's number, and those of the objects alone, on the left, on the right."""
     names = [OBJECTS.index(item.name) for item in scene.objects]
-    places = [*names, _NOTHING, _NOTHING] if len(names) == 1 else [_NOTHING, *names]
-    return [BACKGROUNDS.index(scene.background), *places]
+    places = [_NOTHING, *names] if len(names) == 2 else [*names, _NOTHING, _NOTHING, _NOTHING]
+    return [BACKGROUNDS.index(scene.background), *places[:3]]
 
 
 @torch.no_grad()
