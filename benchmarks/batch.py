@@ -1,0 +1,159 @@
+"""Edits of the demo world inside ComfyUI: what a technique is given, and what it can ask for.
+
+Everything runs through nodes, ours and ComfyUI's own, called as the executor calls them; so what
+is measured is what users run. Edits that share their settings run as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..demo.world import Edit
+from ..tools.host import import_comfy
+
+import_comfy()
+
+import comfy.utils  # noqa: E402
+import nodes as comfy_nodes  # noqa: E402
+
+from ..nodes import NODES  # noqa: E402
+
+comfy.utils.set_progress_bar_enabled(False)
+
+OURS = {cls.__name__: cls for cls in NODES}
+
+Conditioning = list[list[Any]]
+
+
+def node(name: str, **inputs: Any) -> Any:
+    """Run one of our nodes, by its id without the prefix, with its defaults and these inputs.
+
+    Returns:
+        Its only output, or all of them as a tuple.
+    """
+    cls = OURS[name]
+    widgets = (widget for widget in cls.GET_SCHEMA().inputs if hasattr(widget, "default"))
+    defaults = {widget.id: widget.default for widget in widgets if not widget.optional}
+    outputs = cls.execute(**defaults | inputs).args
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def stock(name: str, **inputs: Any) -> Any:
+    """Run one of ComfyUI's own nodes; returns its first output."""
+    cls = comfy_nodes.NODE_CLASS_MAPPINGS[name]
+    return getattr(cls(), cls.FUNCTION)(**inputs)[0]
+
+
+class Counter:
+    """Counts network evaluations by a hook; one is one latent under one condition."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.evaluations = 0
+        network.register_forward_hook(self._count)
+
+    def _count(self, network: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        self.evaluations += len(inputs[0])
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo model as ComfyUI's MODEL, CLIP and VAE, with a counter on its network."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    counter: Counter
+
+    @classmethod
+    def load(cls) -> Demo:
+        model, clip, vae = node("DemoModel")
+        return cls(model, clip, vae, Counter(model.model.diffusion_model))
+
+
+class Batch:
+    """Edits with all that a technique needs: pictures, latents, prompts and the inverted path."""
+
+    def __init__(self, demo: Demo, edits: Sequence[Edit]) -> None:
+        self.demo, self.edits = demo, list(edits)
+        self.source = self.prompts([edit.source_prompt for edit in edits])
+        self.target = self.prompts([edit.target_prompt for edit in edits])
+        self.empty = self.prompts([""] * len(edits))
+        self.before = to_image([edit.before for edit in edits])
+        self.after = to_image([edit.after for edit in edits])
+        self.latent = self.encode(self.before)
+
+    def prompts(self, texts: Sequence[str]) -> Conditioning:
+        """One CONDITIONING that holds a prompt for each edit."""
+        encoded = [stock("CLIPTextEncode", clip=self.demo.clip, text=text)[0] for text in texts]
+        embeddings, options = zip(*encoded, strict=True)
+        pooled = [one["pooled_output"] for one in options]
+        return [[torch.cat(embeddings), {**options[0], "pooled_output": torch.cat(pooled)}]]
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """IMAGE to LATENT."""
+        return stock("VAEEncode", vae=self.demo.vae, pixels=images)
+
+    def decode(self, latent: dict[str, Tensor]) -> Tensor:
+        """LATENT to IMAGE."""
+        return stock("VAEDecode", vae=self.demo.vae, samples=latent)
+
+    @property
+    def path(self) -> Any:
+        """The sources' path by DDIM inversion, made once and counted for whoever asks."""
+        self.demo.counter.evaluations += self._path[1]
+        return self._path[0]
+
+    @cached_property
+    def _path(self) -> tuple[Any, int]:
+        counter = self.demo.counter
+        before = counter.evaluations
+        path, _ = node(
+            "DDIMInversion",
+            model=self.demo.model,
+            positive=self.source,
+            latent_image=self.latent,
+        )
+        cost = counter.evaluations - before
+        counter.evaluations = before
+        return path, cost
+
+    def sample(self, **inputs: Any) -> Tensor:
+        """The edited pictures that our sampler makes of the path."""
+        latent, *_ = node(
+            "Sampler",
+            model=self.demo.model,
+            path=self.path,
+            positive=self.target,
+            negative=self.empty,
+            **inputs,
+        )
+        return self.decode(latent)
+
+    def mask(self, **inputs: Any) -> Tensor:
+        """DiffEdit's masks (N, H, W)."""
+        mask, _ = node(
+            "DiffEditMask",
+            model=self.demo.model,
+            source=self.source,
+            target=self.target,
+            latent_image=self.latent,
+            **inputs,
+        )
+        return mask
+
+
+def to_image(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 pictures to IMAGE, float (N, H, W, 3) from 0 to 1."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """IMAGE to uint8 pictures (N, H, W, 3)."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

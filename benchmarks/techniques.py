@@ -1,0 +1,148 @@
+"""The rows of the table: each technique with its published settings, beside bounds and baselines.
+
+A technique takes a batch of edits and gives their pictures, and the masks it found if it did. To
+add one, write a function here, or none where one of these takes the settings, and a line in `ROWS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..demo import MODEL
+from .batch import Batch, Counter, node, stock
+
+
+class Edited(NamedTuple):
+    """The edited pictures, an IMAGE (N, H, W, 3); the masks (N, H, W) of those that find one."""
+
+    images: Tensor
+    masks: Tensor | None = None
+
+
+Technique = Callable[[Batch], Edited]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A technique with its settings, under the name it has in the table."""
+
+    name: str
+    technique: Technique
+
+
+def nothing(batch: Batch) -> Edited:
+    """The lower bound: the source through the autoencoder."""
+    return Edited(batch.decode(batch.latent))
+
+
+def answer(batch: Batch) -> Edited:
+    """The upper bound: the rendered answer through the autoencoder."""
+    return Edited(batch.decode(batch.encode(batch.after)))
+
+
+def img2img(batch: Batch, denoise: float) -> Edited:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): ComfyUI's KSampler on the noised source."""
+    latent = stock(
+        "KSampler",
+        model=batch.demo.model,
+        seed=0,
+        steps=50,
+        cfg=7.5,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=batch.target,
+        negative=batch.empty,
+        latent_image=batch.latent,
+        denoise=denoise,
+    )
+    return Edited(batch.decode(latent))
+
+
+def diffusers_diffedit(batch: Batch, inversion_cfg: float) -> Edited:
+    """DiffEdit as diffusers has it, with its defaults but for the guidance of the inversion.
+
+    One edit at a time: it divides the differences by their mean over the whole batch.
+    """
+    from diffusers import DDIMInverseScheduler, StableDiffusionDiffEditPipeline
+
+    pipeline = StableDiffusionDiffEditPipeline.from_pretrained(MODEL, safety_checker=None)
+    pipeline.inverse_scheduler = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    counter = Counter(pipeline.unet)
+    images, masks = [], []
+    for edit, before in zip(batch.edits, batch.before, strict=True):
+        image = before.movedim(-1, 0)[None]
+        mask = pipeline.generate_mask(
+            image=image,
+            source_prompt=edit.source_prompt,
+            target_prompt=edit.target_prompt,
+            generator=torch.Generator().manual_seed(0),
+        )
+        latents = pipeline.invert(
+            prompt=edit.source_prompt,
+            image=image,
+            guidance_scale=inversion_cfg,
+            generator=torch.Generator().manual_seed(0),
+        ).latents
+        picture = pipeline(
+            prompt=edit.target_prompt, mask_image=mask, image_latents=latents, output_type="pt"
+        ).images
+        images.append(picture.movedim(1, -1))
+        masks.append(torch.from_numpy(mask).float())
+    batch.demo.counter.evaluations += counter.evaluations
+    return Edited(torch.cat(images), torch.cat(masks))
+
+
+def plain(batch: Batch, **sampler: Any) -> Edited:
+    """The new prompt from the source's inverted noise; what MDP's four are at weight 0."""
+    return Edited(batch.sample(**sampler))
+
+
+def mdp(batch: Batch, kind: str, sampler: dict[str, Any] | None = None, **edit: Any) -> Edited:
+    """One of MDP's four edits, by the name of its node."""
+    return Edited(batch.sample(edits=node(kind, **edit), **sampler or {}))
+
+
+def diffedit(batch: Batch, start: float = 0.2, cfg: float = 7.5, **mask: Any) -> Edited:
+    """DiffEdit: find the mask, decode from its encoding ratio `1 - start`, keep the rest."""
+    masks = batch.mask(**mask)
+    images = batch.sample(edits=node("MaskBlend", mask=masks), start=start, cfg=cfg)
+    return Edited(images, masks)
+
+
+def mdp_in_mask(batch: Batch, mask: dict[str, Any] | None = None, **edit: Any) -> Edited:
+    """MDP-ε inside DiffEdit's mask."""
+    masks = batch.mask(**mask or {})
+    edits = node("MaskBlend", mask=masks, edits=node("MDPEpsilon", **edit))
+    return Edited(batch.sample(edits=edits), masks)
+
+
+FAST: dict[str, Any] = {"method": "x0", "maps": 20, "blur": 1}
+"""FastDiffEdit's published settings."""
+
+ROWS: Sequence[Row] = (
+    Row("source, not edited", nothing),
+    Row("the truth itself", answer),
+    Row("img2img (SDEdit), denoise 0.6", partial(img2img, denoise=0.6)),
+    Row("img2img (SDEdit), denoise 0.8", partial(img2img, denoise=0.8)),
+    Row("diffusers' DiffEdit", partial(diffusers_diffedit, inversion_cfg=7.5)),
+    Row(
+        "diffusers' DiffEdit, inverted at guidance 1", partial(diffusers_diffedit, inversion_cfg=1)
+    ),
+    Row("plain sampling from the inverted noise", plain),
+    Row("MDP-ε", partial(mdp, kind="MDPEpsilon")),
+    Row("MDP-ε, steps 3 to 27", partial(mdp, kind="MDPEpsilon", start=0.04, end=0.54)),
+    Row("MDP-c", partial(mdp, kind="MDPCondition")),
+    Row("MDP-x", partial(mdp, kind="MDPLatent")),
+    Row("MDP-β", partial(mdp, kind="MDPGuidance")),
+    Row("DiffEdit", diffedit),
+    Row("FastDiffEdit", partial(diffedit, **FAST)),
+    Row("DiffEdit, mask by denoising twice", partial(diffedit, method="denoise", maps=2)),
+    Row("MDP-ε in DiffEdit's mask", mdp_in_mask),
+)
