@@ -40,6 +40,10 @@ class Edit:
 
     hint: ClassVar[str] = ""
 
+    def steps(self, path: DiffusionPath) -> range:
+        """The steps of `path` that this edit touches."""
+        return range(path.steps)
+
     def check(self, path: DiffusionPath) -> None:
         """Raise ValueError, in one sentence, if this edit cannot work on `path`."""
 

@@ -103,6 +103,9 @@ class MaskBlend(Edit):
     start: float = 0.0
     end: float = 1.0
 
+    def steps(self, path: DiffusionPath) -> range:
+        return window(path.steps, self.start, self.end)
+
     def check(self, path: DiffusionPath) -> None:
         masks, (height, width) = len(self.mask), self.mask.shape[-2:]
         batch, (rows, columns) = path.clean.shape[0], path.clean.shape[-2:]
@@ -115,7 +118,7 @@ class MaskBlend(Edit):
             )
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
-        if step.index not in window(step.path.steps, self.start, self.end):
+        if step.index not in self.steps(step.path):
             return x
         mask = F.interpolate(self.mask[:, None].to(x), x.shape[-2:], mode="area")
         mask = mask.reshape(len(mask), 1, *[1] * (x.ndim - 4), *x.shape[-2:])

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..inversion.path import DiffusionPath
 from ..samplers.diffusion import Condition
 from ..samplers.schedules import window
 from .base import Edit, Step
@@ -51,9 +52,12 @@ class MDP(Edit):
     start: float = 0.0
     end: float = 0.5
 
+    def steps(self, path: DiffusionPath) -> range:
+        return window(path.steps, self.start, self.end)
+
     def w(self, step: Step) -> float:
         """The weight of the source at this step, 0 outside the window."""
-        active = window(step.path.steps, self.start, self.end)
+        active = self.steps(step.path)
         if step.index not in active:
             return 0.0
         return self.weight * curve_value(self.curve, (step.index - active.start) / len(active))

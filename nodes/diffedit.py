@@ -41,7 +41,8 @@ class DiffEditMask(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to compare predictions with."),
                 io.Conditioning.Input(
                     "source",
-                    tooltip="A prompt that describes the image as it is; an empty one will do.",
+                    tooltip="A prompt that describes the image as it is. Best if only the words "
+                    "that change differ from target; an empty one will do.",
                 ),
                 io.Conditioning.Input("target", tooltip="A prompt that describes the result."),
                 io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
@@ -82,8 +83,8 @@ class DiffEditMask(io.ComfyNode):
                     default=0,
                     min=0,
                     max=32,
-                    tooltip="Soften the mask's edge by this many latent pixels (8 pixels each). "
-                    "FastDiffEdit uses 1.",
+                    tooltip="Soften the mask's edge by this many latent pixels (8 image "
+                    "pixels each for Stable Diffusion). FastDiffEdit uses 1.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -168,7 +169,11 @@ class MaskBlend(io.ComfyNode):
             "decoding. There the result is the source, exactly, if the window reaches the end.",
             search_aliases=["DiffEdit", "keep background", "inpaint", "blended diffusion"],
             inputs=[
-                io.Mask.Input("mask", tooltip="White is edited, black keeps the source."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="White is edited, black keeps the source. Of the image's proportions; "
+                    "one for all images or one each.",
+                ),
                 io.Float.Input(
                     "start",
                     default=0.0,

@@ -49,7 +49,8 @@ class MDPNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the window begins; 0 is the noisy end of the path.",
+                    tooltip="Where the window begins, as a fraction of the whole path; 0 is its "
+                    "noisy end. A little above 0 lets the new prompt set colours and light.",
                 ),
                 io.Float.Input(
                     "end",
@@ -105,7 +106,7 @@ class MDPLatent(MDPNode):
     NAME = "MDP Latent (intermediate image)"
     DESCRIPTION_TEXT = (
         "Mixes the source's latent into the edited one after each step of the window. Holds the "
-        "source tightly; weights below 1 blend the two images."
+        "source tightly: small weights (0.05 to 0.3) over a long window already keep the layout."
     )
     ALIASES: ClassVar = ["MDP-x", "latent mixing"]
 
@@ -117,6 +118,6 @@ class MDPGuidance(MDPNode):
     NAME = "MDP Guidance (both prompts)"
     DESCRIPTION_TEXT = (
         "Predicts under both prompts on the edited latent and mixes the two, at one more network "
-        "evaluation a step. Drifts from the source more than MDP Epsilon does."
+        "evaluation for each step of the window. Drifts from the source more than MDP Epsilon does."
     )
     ALIASES: ClassVar = ["MDP-beta", "guidance mixing", "double guidance"]

@@ -38,7 +38,11 @@ class DDIMInversion(io.ComfyNode):
             search_aliases=["invert image", "unsample", "reverse ode", "AIDI", "real image edit"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will also do the editing."),
-                io.Conditioning.Input("positive", tooltip="A prompt that describes the image."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="A prompt that describes the image as it is; the closer, the better "
+                    "the way back.",
+                ),
                 io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
                 steps_input(),
                 spacing_input(),
@@ -80,7 +84,8 @@ class DDIMInversion(io.ComfyNode):
                 io.Latent.Output(
                     display_name="noise",
                     tooltip="The noise at the path's start, for ComfyUI's samplers with add_noise "
-                    "off and the same noise levels.",
+                    "off and the same noise levels. With a flow model only if the first level is "
+                    "below 1.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -79,6 +79,8 @@ class EditReport(io.ComfyNode):
         changed = float((error.sqrt() > 0.1).float().mean())
         lines.append(f"{changed:.0%} of the pixels changed visibly")
         text = "; ".join(lines)
-        difference = heat_colours(error.sqrt() / error.sqrt().amax().clamp(min=0.1))
+        difference = heat_colours(
+            error.sqrt() / error.sqrt().amax((1, 2), keepdim=True).clamp(min=0.1)
+        )
         picture = side_by_side(before, after, difference)
         return io.NodeOutput(text, picture, ui=tell(cls, text, picture))

@@ -20,23 +20,28 @@ from .support import (
     tell,
 )
 
-ALMOST_NOTHING = 0.05
-"""Below this relative change of the latent people say that nothing happened."""
+ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
+"""Relative changes of the latent at which people say that nothing, or everything, has changed."""
 
 
 def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, n: int) -> str:
-    """What the sampler did, how far the edit moved, and the knob to turn if that is not far."""
+    """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
     moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
-    text = (
+    lines = [
         f"{edited.steps} steps, {n} network evaluations; "
         f"the edit moved the latent by {moved:.0%} of the source"
-    )
-    if moved >= ALMOST_NOTHING:
-        return text
-    hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
-    return f"{text}. Almost nothing changed: " + "; or ".join(
-        dict.fromkeys(hints or ["lower start, or make the two prompts differ more"])
-    )
+    ]
+    first = path.steps - edited.steps
+    for edit in edits:
+        if edit.steps(path).stop <= first:
+            lines.append(f"{type(edit).__name__} did nothing: its window ends before start")
+    if moved < ALMOST_NOTHING:
+        hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
+        hints = hints or ["lower start, or make the two prompts differ more"]
+        lines.append("Almost nothing changed: " + "; or ".join(dict.fromkeys(hints)))
+    elif moved > ALMOST_ALL:
+        lines.append("Little of the source is left: raise start, lower cfg, or add MDP Epsilon")
+    return ". ".join(lines)
 
 
 class Sampler(io.ComfyNode):
@@ -54,7 +59,9 @@ class Sampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
                 Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
-                io.Conditioning.Input("positive", tooltip="A prompt that describes the result."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt that describes the result, not the change."
+                ),
                 io.Conditioning.Input("negative", tooltip="What the result should not show."),
                 io.Float.Input(
                     "cfg",

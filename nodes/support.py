@@ -59,8 +59,8 @@ def steps_input() -> io.Input:
         default=50,
         min=1,
         max=999,
-        tooltip="Steps of a whole path from noise to image; one network evaluation each. The "
-        "papers use 50.",
+        tooltip="Steps of a whole path from noise to image. More are finer and slower; the papers "
+        "use 50.",
     )
 
 
