@@ -42,8 +42,9 @@ bench-model: setup  ## how good the demo model is
 serve: setup  ## ComfyUI with this pack at http://localhost:8188 (more options: ARGS=...)
 	@$(RUN) $(PACK).tools.serve $(ARGS)
 
-workflows: setup browser  ## API twins of the example workflows, made by ComfyUI's front end
+workflows: setup browser  ## the example workflows' API twins (by ComfyUI's front end) and thumbnails
 	@$(RUN) $(PACK).tools.workflows
+	@$(RUN) $(PACK).tools.thumbnails
 
 browser:  ## Chromium and its driver, for the browser tests
 	@tests/browser/install

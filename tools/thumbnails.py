@@ -17,14 +17,14 @@ GAP = 6
 
 def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
     """The pictures that a workflow loads, then those that it shows, from left to right."""
-    loaded = [
+    loaded: list[Image.Image] = [
         Image.open(INPUTS / Path(node["inputs"]["image"]).name)
         for node in workflow.values()
         if node["class_type"] == "LoadImage"
     ]
     shown = server.images(server.run(workflow))
     reports = {node for node in shown if "Report" in workflow[node]["class_type"]}
-    made = [
+    made: list[Image.Image] = [
         Image.open(io.BytesIO(picture))
         for node in sorted(reports or shown, key=int)
         for picture in shown[node]

@@ -16,10 +16,11 @@ from .setup import ROOT
 
 EXAMPLES = ROOT / "example_workflows"
 TWINS = EXAMPLES / "api"
+INPUTS = EXAMPLES / "inputs"
 BROWSER = ROOT / "tests" / "browser"
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
+NOTES = ("Note", "MarkdownNote")
 
 
 def examples() -> list[Path]:
@@ -33,17 +34,78 @@ def twin_of(example: Path) -> Path:
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Workflow:
-    """What the front end's "Export (API)" makes of a workflow without subgraphs, in Python."""
-    origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    """What the front end's "Export (API)" makes of a workflow, in Python."""
+    graphs = list(Graph(workflow, subgraphs_of(workflow)).all())
+    ids = [node_id for graph in graphs for node_id in graph.nodes]
+    if twice := {node_id for node_id in ids if ids.count(node_id) > 1}:
+        raise ValueError(f"the front end would give the nodes {sorted(twice)} other ids")
     return {
-        str(node["id"]): {
-            "inputs": inputs_of(node, object_info[node["type"]], origins),
+        graph.prefix + str(node["id"]): {
+            "inputs": inputs_of(node, object_info[node["type"]], graph),
             "class_type": node["type"],
             "_meta": {"title": node.get("title") or title_of(object_info[node["type"]])},
         }
-        for node in workflow["nodes"]
-        if node["type"] not in ("Note", "MarkdownNote")
+        for graph in graphs
+        for node in graph.nodes.values()
+        if node["type"] not in (*NOTES, *graph.subgraphs)
     }
+
+
+def subgraphs_of(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The subgraphs that a workflow defines, by the type of the nodes that stand for them."""
+    return {graph["id"]: graph for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+
+
+class Graph:
+    """A workflow, or a subgraph inside the node that stands for it."""
+
+    INPUT = -10  # the id of the origin of a link that comes from outside a subgraph
+
+    def __init__(
+        self,
+        body: dict[str, Any],
+        subgraphs: dict[str, dict[str, Any]],
+        outer: Graph | None = None,
+        place: dict[str, Any] | None = None,
+    ) -> None:
+        """A subgraph's `place` is the node of its `outer` graph that stands for it."""
+        self.body, self.subgraphs, self.outer, self.place = body, subgraphs, outer, place
+        self.prefix: str = f"{outer.prefix}{place['id']}:" if outer and place else ""
+        self.nodes: dict[int, dict[str, Any]] = {node["id"]: node for node in body["nodes"]}
+        self.links: dict[int, tuple[int, int]] = dict(map(ends_of, body["links"]))
+
+    def inside(self, node: dict[str, Any]) -> Graph:
+        """The subgraph that a node stands for."""
+        if node.get("widgets_values"):
+            raise ValueError(f"node {node['id']} sets widgets of its subgraph: not supported")
+        return Graph(self.subgraphs[node["type"]], self.subgraphs, self, node)
+
+    def all(self) -> Iterator[Graph]:
+        """This graph and all graphs in it."""
+        yield self
+        for node in self.nodes.values():
+            if node["type"] in self.subgraphs:
+                yield from self.inside(node).all()
+
+    def origin(self, link: int | None) -> list[Any] | None:
+        """The node and output, in API terms, that a link comes from; None where nothing does."""
+        if link is None:
+            return None
+        node_id, slot = self.links[link]
+        if node_id == self.INPUT:
+            assert self.outer and self.place
+            return self.outer.origin(self.place["inputs"][slot]["link"])
+        if self.nodes[node_id]["type"] in self.subgraphs:
+            inner = self.inside(self.nodes[node_id])
+            return inner.origin(inner.body["outputs"][slot]["linkIds"][0])
+        return [self.prefix + str(node_id), slot]
+
+
+def ends_of(link: Any) -> tuple[int, tuple[int, int]]:
+    """A link's id, and the node and output it comes from; a subgraph's links are objects."""
+    if isinstance(link, dict):
+        return link["id"], (link["origin_id"], link["origin_slot"])
+    return link[0], (link[1], link[2])
 
 
 def title_of(info: dict[str, Any]) -> str:
@@ -51,17 +113,15 @@ def title_of(info: dict[str, Any]) -> str:
     return str(info["display_name"] or info["name"])
 
 
-def inputs_of(
-    node: dict[str, Any], info: dict[str, Any], origins: dict[int, list[Any]]
-) -> dict[str, Any]:
+def inputs_of(node: dict[str, Any], info: dict[str, Any], graph: Graph) -> dict[str, Any]:
     """A node's inputs: the values of its widgets, then its links, which win."""
     values = iter(node.get("widgets_values") or [])
     inputs = {name: next(values) for name in widgets_of(info, values)}
     if left := list(values):
         raise ValueError(f"node {node['id']} ({node['type']}) has values without a widget: {left}")
     for slot in node.get("inputs", []):
-        if slot.get("link") is not None:
-            inputs[slot["name"]] = origins[slot["link"]]
+        if origin := graph.origin(slot.get("link")):
+            inputs[slot["name"]] = origin
     return inputs
 
 

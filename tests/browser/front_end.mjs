@@ -25,6 +25,7 @@ export async function withFrontEnd(url, use) {
   const browser = await chromium.launch({ executablePath: findChromium(), args: FLAGS })
   try {
     const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
+    page.setDefaultTimeout(120_000) // two busy cores are slow
     const errors = []
     page.on('pageerror', (error) => errors.push(`uncaught: ${error.message}`))
     page.on('console', (message) => {
@@ -32,9 +33,7 @@ export async function withFrontEnd(url, use) {
     })
     await page.goto(url)
     await page.waitForFunction(
-      () => window.app?.extensionManager?.spinner === false && !document.querySelector('.p-blockui-mask'),
-      null,
-      { timeout: 120_000 }
+      () => window.app?.extensionManager?.spinner === false && !document.querySelector('.p-blockui-mask')
     )
     return await use(page, errors)
   } finally {
