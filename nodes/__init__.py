@@ -34,7 +34,7 @@ class DiffusionPathExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
     async def on_load(self) -> None:
-        """Put the example workflows' pictures where they load them from: input/diffusion_path."""
+        """Put the example workflows' pictures where they load them from."""
         copy_example_inputs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -46,10 +46,12 @@ def file_of(name: str) -> FilePath:
 
 
 def copy_example_inputs() -> None:
-    """Copy the example workflows' pictures, a few kB, to input/diffusion_path if not there yet."""
-    folder = FilePath(folder_paths.get_input_directory(), "diffusion_path")
+    """Copy the example workflows' pictures, a few kB, into ComfyUI's input folder if missing.
+
+    They go into the folder itself: what lies deeper, Load Image runs but marks as missing.
+    """
+    folder = FilePath(folder_paths.get_input_directory())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for picture in EXAMPLE_INPUTS.glob("*.png"):
             if not (folder / picture.name).exists():
                 part = shutil.copyfile(picture, folder / f"{picture.name}.part")
