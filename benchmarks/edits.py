@@ -86,10 +86,11 @@ HEAD = """\
 
 def by_kind(rows: Sequence[Measured], edits: Sequence[Edit]) -> str:
     """The judge's verdicts on each kind of edit, as a table."""
-    table = ["| judge confirms | " + " | ".join(KINDS) + " |", "|---" + "|--:" * len(KINDS) + "|"]
+    kinds = list(dict.fromkeys(edit.kind for edit in edits))
+    table = ["| judge confirms | " + " | ".join(kinds) + " |", "|---" + "|--:" * len(kinds) + "|"]
     for row in rows:
         cells = [row.name]
-        for kind in KINDS:
+        for kind in kinds:
             scores = [s for s, edit in zip(row.scores, edits, strict=True) if edit.kind == kind]
             cells.append(f"{mean(scores, 'confirmed'):.0%}")
         table.append("| " + " | ".join(cells) + " |")
@@ -106,6 +107,8 @@ renderer knows exactly. All through ComfyUI's nodes; 50 steps, guidance 7.5 and 
 unless the row says otherwise.
 
 - PSNR: in dB, mean over the edits; inside and outside of the pixels that the edit should change.
+  Where an object is added its prompt leaves open where exactly, and how large: there inside says
+  little.
 - judge: how many edited pictures the classifier confirms as the target scene in full: background,
   every object, its place, and nothing else.
 - mask IoU: of the mask found and the true one, both averaged over the latent's 16 x 16 cells and
@@ -152,9 +155,12 @@ def rounded(one: Score) -> dict[str, float | bool | None]:
 
 
 def shown(edits: Sequence[Edit]) -> list[int]:
-    """The first edits of each kind, not the best ones, for the sheet."""
-    left = {kind: (i for i, edit in enumerate(edits) if edit.kind == kind) for kind in KINDS}
-    return [next(left[kind]) for kind in SHOWN]
+    """The numbers of the first edits of each kind, not the best ones, for the sheet."""
+    chosen: list[int] = []
+    for kind in SHOWN:
+        left = [i for i, edit in enumerate(edits) if edit.kind == kind and i not in chosen]
+        chosen += left[:1]
+    return chosen
 
 
 def main() -> None:

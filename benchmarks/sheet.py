@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from textwrap import fill
 
 import numpy as np
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 4
@@ -18,7 +19,7 @@ def sheet(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray
     side = len(rows[0][1][0])
     size = (_LABEL + (side + _GAP) * len(headings), _HEADING + (side + _GAP) * len(rows))
     page = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(page), ImageFont.truetype(findfont("DejaVu Sans"), 10)
     for column, heading in enumerate(headings):
         x = _LABEL + column * (side + _GAP)
         draw.text((x, 2), fill(heading, 22), "black", font)
