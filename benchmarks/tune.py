@@ -6,66 +6,54 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 
 from ..demo.judge import Judge
 from .batch import Batch, Demo
 from .edits import HEAD, draw_edits, line, measure
-from .techniques import FAST, Row, diffedit, img2img, mdp, mdp_in_mask, plain
+from .techniques import FAST, Edited, Row, diffedit, img2img, mdp, mdp_in_mask, plain
 
 PER_KIND = 6
-MDP = {"MDP-ε": "MDPEpsilon", "MDP-c": "MDPCondition", "MDP-x": "MDPLatent", "MDP-β": "MDPGuidance"}
+MDP = {"MDP-ε": "MDPEpsilon", "MDP-c": "MDPCondition", "MDP-β": "MDPGuidance"}
+"""MDP-x is not among them: at weight 1 from the start on it does the same as MDP-ε."""
 
-ROWS = (
-    *(Row(f"img2img, denoise {d}", partial(img2img, denoise=d)) for d in (0.5, 0.6, 0.7, 0.8, 0.9)),
-    *(Row(f"plain, guidance {cfg}", partial(plain, cfg=cfg)) for cfg in (1, 2, 3, 5)),
-    *(
-        Row(f"{name}, end {end}", partial(mdp, kind=kind, end=end))
-        for name, kind in MDP.items()
-        for end in (0.2, 0.3, 0.4, 0.6)
-    ),
-    *(
-        Row(f"{name}, guidance {cfg}", partial(mdp, kind=kind, sampler={"cfg": cfg}))
-        for name, kind in MDP.items()
-        for cfg in (3, 5)
-    ),
-    *(
-        Row(f"{name}, {curve} to {end}", partial(mdp, kind=kind, curve=curve, end=end))
-        for name, kind in MDP.items()
-        for curve in ("linear", "cosine")
-        for end in (0.5, 0.8)
-    ),
-    *(
-        Row(f"DiffEdit, threshold {threshold}", partial(diffedit, threshold=threshold))
-        for threshold in (0.2, 0.3, 0.4)
-    ),
-    *(Row(f"DiffEdit, start {start}", partial(diffedit, start=start)) for start in (0, 0.1, 0.4)),
-    *(
-        Row(f"DiffEdit, threshold 0.3, guidance {cfg}", partial(diffedit, threshold=0.3, cfg=cfg))
-        for cfg in (3, 5)
-    ),
-    *(
-        Row(f"DiffEdit, mask strength {s}", partial(diffedit, strength=s, threshold=0.3))
-        for s in (0.3, 0.7, 0.9)
-    ),
-    *(
-        Row(
-            f"FastDiffEdit, threshold {t}, start {s}",
-            partial(diffedit, start=s, threshold=t, **FAST),
-        )
-        for t in (0.4, 0.45)
-        for s in (0, 0.2)
-    ),
-    *(
-        Row(
-            f"MDP-ε in the mask, threshold {threshold}, end {end}",
-            partial(mdp_in_mask, mask={"threshold": threshold}, end=end),
-        )
-        for threshold in (0.2, 0.3)
-        for end in (0.2, 0.4)
-    ),
+
+def several(name: str, technique: Callable[..., Edited], **values: Sequence[Any]) -> list[Row]:
+    """A row for each combination of the values of some settings."""
+    rows = []
+    for combination in product(*values.values()):
+        settings = dict(zip(values, combination, strict=True))
+        words = ", ".join(f"{key} {value}" for key, value in settings.items())
+        rows.append(Row(f"{name}: {words}", partial(technique, **settings)))
+    return rows
+
+
+ROWS = [
+    *several("img2img", img2img, denoise=(0.5, 0.6, 0.7, 0.8, 0.9)),
+    *several("plain", plain, cfg=(1, 2, 3, 5)),
+    *several("DiffEdit", diffedit, threshold=(0.2, 0.3, 0.4), start=(0.0, 0.2)),
+    *several("DiffEdit, threshold 0.3", partial(diffedit, threshold=0.3), cfg=(3, 5)),
+    *several("DiffEdit, threshold 0.3", partial(diffedit, threshold=0.3), strength=(0.3, 0.7, 0.9)),
+    *several("FastDiffEdit", partial(diffedit, **FAST), threshold=(0.45, 0.5), start=(0.0, 0.2)),
+]
+for name, kind in MDP.items():
+    ROWS += several(name, partial(mdp, kind=kind), end=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    ROWS += several(
+        f"{name} to 0.3", partial(mdp, kind=kind, end=0.3), sampler=({"cfg": 3}, {"cfg": 5})
+    )
+ROWS += several(
+    "MDP-ε from 0.04", partial(mdp, kind="MDPEpsilon", start=0.04), end=(0.24, 0.34, 0.44)
+)
+ROWS += several(
+    "MDP-ε to 0.8", partial(mdp, kind="MDPEpsilon", end=0.8), curve=("linear", "cosine")
+)
+ROWS += several(
+    "MDP-ε in the mask", partial(mdp_in_mask, mask={"threshold": 0.3}), end=(0.1, 0.2, 0.3)
 )
 
 
