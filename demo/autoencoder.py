@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import MODEL, data
 from .fit import DEVICE, checkpoint, fit
@@ -52,7 +52,7 @@ def load_autoencoder() -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(MODEL / "vae").to(DEVICE)
 
 
-def _loss(autoencoder: nn.Module, step: int) -> Tensor:
+def _loss(autoencoder: AutoencoderKL, step: int) -> Tensor:
     """L1 and squared error of the reconstruction, and a little KL divergence per latent value."""
     if step % 4 == 0 or step > _ONLY_PICTURES_AFTER * _STEPS:
         images = data.pictures(data.scenes((0, step), "train", _PICTURES_PER_STEP))

@@ -38,7 +38,7 @@ def crops(some_scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

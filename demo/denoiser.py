@@ -20,7 +20,7 @@ LATENTS = WORK / "latents.pt"
 
 _PICTURES = 10_000
 _ONE_OBJECT = 0.4
-_STEPS = 8000
+_STEPS = 6500
 _LEARNING_RATE = 1e-3
 _BATCH = 32
 _NO_CAPTION = 0.1
@@ -95,7 +95,7 @@ def train_denoiser(autoencoder: AutoencoderKL, more: int = 0) -> Denoiser:
     empty = _tokenize([""])[0].to(DEVICE)
     alphas = build_scheduler().alphas_cumprod.to(DEVICE)
 
-    def loss(denoiser: nn.Module, step: int) -> Tensor:
+    def loss(denoiser: Denoiser, step: int) -> Tensor:
         """The squared error of the noise, weighted by min-SNR (Hang et al. 2023, 2303.09556)."""
         rng = np.random.default_rng((data.SEED, 3, step))
         chosen = torch.from_numpy(rng.choice(len(latents), _BATCH, replace=False))

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,20 @@ WORK = Path(__file__).parent.parent / ".demo-work"
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+Network = TypeVar("Network", bound=nn.Module)
+
 _EMA = 0.999
 _SECONDS_BETWEEN_CHECKPOINTS = 120
 
 
 def fit(
     name: str,
-    model: nn.Module,
-    loss: Callable[[nn.Module, int], Tensor],
+    model: Network,
+    loss: Callable[[Network, int], Tensor],
     steps: int,
     lr: float,
     more: int = 0,
-) -> nn.Module:
+) -> Network:
     """Train, and return the exponential moving average of the weights.
 
     `loss(model, step)` must draw its data from a generator seeded by the step, so that a run that

@@ -90,7 +90,7 @@ def train_judge(autoencoder: AutoencoderKL, more: int = 0) -> Judge:
     seen_scenes = _all_splits((5,), _ROUND_TRIPS)
     seen = _round_trips(autoencoder.to(DEVICE), data.pictures(seen_scenes))
 
-    def loss(judge: nn.Module, step: int) -> Tensor:
+    def loss(judge: Judge, step: int) -> Tensor:
         rng = np.random.default_rng((data.SEED, 6, step))
         scenes = _all_splits((7, step), _BATCH // 2 - _EMPTY)
         scenes += [Scene((), str(background)) for background in rng.choice(BACKGROUNDS, _EMPTY)]

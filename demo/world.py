@@ -189,10 +189,9 @@ def split_of(*scenes: Scene) -> Split:
     least one held-out combination, and "tune" the rest.
     """
     splits = {_split_of_combination(*c) for scene in scenes for c in _combinations(scene)}
-    for split in ("held_out", "tune"):
-        if split in splits:
-            return split
-    return "train"
+    if "held_out" in splits:
+        return "held_out"
+    return "tune" if "tune" in splits else "train"
 
 
 def _combinations(scene: Scene) -> list[tuple[int, int]]:
@@ -204,7 +203,10 @@ def _combinations(scene: Scene) -> list[tuple[int, int]]:
 
 def _split_of_combination(first: int, second: int) -> Split:
     """Two in nine are never trained on, spread so that no object or background is left out."""
-    return {0: "tune", 4: "held_out"}.get((first + second) % 9, "train")
+    ninth = (first + second) % 9
+    if ninth == 0:
+        return "tune"
+    return "held_out" if ninth == 4 else "train"
 
 
 def _any_scene(rng: np.random.Generator, n_objects: int) -> Scene:
@@ -258,9 +260,9 @@ def _background(name: str) -> np.ndarray:
     """uint8 (SIZE, SIZE, 3)."""
     y, x = np.mgrid[:SIZE, :SIZE]
     if name == "striped":
-        return np.uint8(_STRIPED)[(x // _STRIPE) % 2]
+        return np.array(_STRIPED, np.uint8)[(x // _STRIPE) % 2]
     if name == "checkered":
-        return np.uint8(_CHECKERED)[(x // _CHECK + y // _CHECK) % 2]
+        return np.array(_CHECKERED, np.uint8)[(x // _CHECK + y // _CHECK) % 2]
     return np.full((SIZE, SIZE, 3), PLAIN[name], np.uint8)
 
 

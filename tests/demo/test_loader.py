@@ -101,10 +101,10 @@ def test_the_autoencoders_agree(loaded, pipeline):
 def test_latents_have_unit_variance_on_the_scale_of_stable_diffusion_1(loaded):
     model, _, vae = loaded
     rng = np.random.default_rng(6)
-    images = pictures([random_scene(rng, "train") for _ in range(64)])
+    images = pictures([random_scene(rng, "train") for _ in range(24)])
     latents = model.model.process_latent_in(vae.encode((images.movedim(1, -1) + 1) / 2))
-    assert latents.mean((0, 2, 3)).abs().max() < 0.2
-    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.15
+    assert latents.mean((0, 2, 3)).abs().max() < 0.25
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.2
 
 
 def test_previews_have_the_pictures_colours(loaded):
