@@ -1,0 +1,241 @@
+"""What cannot work is refused in one sentence that names the node, before the network is asked."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_path.tests import tiny_models
+from diffusion_path.tests.calls import call, network_calls, node, results
+
+SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
+
+
+def latent(channels: int = 4, batch: int = 1, height: int = 8, width: int = 12) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {"samples": torch.randn(batch, channels, height, width, generator=generator)}
+
+
+@pytest.fixture(scope="module")
+def model(comfy: Path) -> Any:
+    return tiny_models.sd15()
+
+
+@pytest.fixture(scope="module")
+def xl(comfy: Path) -> Any:
+    return tiny_models.sdxl()
+
+
+@pytest.fixture(scope="module")
+def path(model: Any) -> Any:
+    inputs = {"positive": SOURCE, "latent_image": latent(batch=2), "steps": 4}
+    return results("DDIMInversion", model=model, **inputs)[0]
+
+
+def refused(name: str, *said: str, **inputs: Any) -> None:
+    """Calling the node fails with one sentence, of its name and of all that is `said`."""
+    shown = node(name).GET_SCHEMA().display_name
+    watched = network_calls(inputs["model"]) if "model" in inputs else nullcontext()
+    with watched as calls, pytest.raises(ValueError) as refusal:
+        call(name, **inputs)
+    assert calls is None or calls.calls == 0, "the network was asked first"
+    message = str(refusal.value)
+    assert message.startswith(f"{shown}: "), message
+    assert message.endswith(".") and "\n" not in message, message
+    assert len(re.findall(r"[.!?](?:\s|$)", message)) == 1, f"more than a sentence: {message}"
+    for part in said:
+        assert part in message, message
+
+
+def invert(model: Any, *said: str, **inputs: Any) -> None:
+    defaults = {"positive": SOURCE, "latent_image": latent(), "steps": 4}
+    refused("DDIMInversion", *said, model=model, **(defaults | inputs))
+
+
+def record(model: Any, *said: str, **inputs: Any) -> None:
+    size = {"samples": torch.zeros(1, 4, 8, 12)}
+    defaults = {"positive": SOURCE, "negative": NEGATIVE, "latent_image": size, "steps": 4}
+    refused("RecordPath", *said, model=model, **(defaults | inputs))
+
+
+def find_mask(model: Any, *said: str, **inputs: Any) -> None:
+    defaults = {"source": SOURCE, "target": TARGET, "latent_image": latent(), "maps": 1}
+    refused("DiffEditMask", *said, model=model, **(defaults | inputs))
+
+
+def sample(model: Any, path: Any, *said: str, **inputs: Any) -> None:
+    defaults = {"positive": TARGET, "negative": NEGATIVE}
+    refused("Sampler", *said, model=model, path=path, **(defaults | inputs))
+
+
+def test_a_path_of_another_model(xl, path):
+    prompt = tiny_models.conditioning(16, pooled=1280)
+    said = ("model is BaseModel", "this model's is SDXL", "invert or record")
+    sample(xl, path, *said, positive=prompt, negative=prompt)
+
+
+def test_a_path_of_another_latent_format(model, path):
+    import comfy.latent_formats
+
+    other = model.clone()
+    other.add_object_patch("latent_format", comfy.latent_formats.SDXL())
+    sample(other, path, "latent format is SD15", "this model's is SDXL")
+
+
+def test_a_path_of_another_width_of_text(comfy, path):
+    sample(tiny_models.sd2_v(), path, "text width is 16", "this model's is 24")
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 64, 64), torch.ones(1, 12, 8)])
+def test_a_mask_of_other_proportions(model, path, mask):
+    edits = results("MaskBlend", mask=mask)[0]
+    size = f"{mask.shape[2]} x {mask.shape[1]}"
+    sample(model, path, size, "12 x 8 latent", "make the mask from", edits=edits)
+
+
+def test_masks_for_another_number_of_images(model, path):
+    edits = results("MaskBlend", mask=torch.ones(3, 8, 12))[0]
+    sample(model, path, "3 masks for 2 images", "give 1 or 2", edits=edits)
+
+
+@pytest.mark.parametrize("act", [invert, find_mask])
+def test_a_latent_with_other_channels(model, act):
+    said = ("latent_image has 16 channels", "works on 4", "own VAE")
+    act(model, *said, latent_image=latent(channels=16))
+
+
+def test_a_picture_with_other_channels_to_record_from(model):
+    record(model, "latent_image has 16 channels", latent_image=latent(channels=16))
+
+
+@pytest.mark.parametrize("act", [invert, find_mask, record])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_latent_with_nan_or_infinity_in_it(model, act, value):
+    broken = latent()
+    broken["samples"][0, 0, 3, 3] = value
+    act(model, "latent_image holds NaN or infinite", "encode", latent_image=broken)
+
+
+@pytest.mark.parametrize("act", [invert, find_mask])
+def test_an_empty_latent_where_a_picture_is_needed(model, act):
+    empty = {"samples": torch.zeros(1, 4, 8, 12)}
+    act(model, "latent_image is empty", "VAE Encode", latent_image=empty)
+
+
+def test_a_video_s_latent_to_find_a_mask_in(model):
+    video = {"samples": torch.randn(1, 4, 3, 8, 12)}
+    find_mask(model, "5 dimensions", "a picture's latent", latent_image=video)
+
+
+@pytest.mark.parametrize("name", ["positive", "negative", "source", "target"])
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([], "holds no prompt; connect the output of CLIP Text Encode"),
+        (tiny_models.conditioning(24), "was encoded 24 wide, for another model family"),
+    ],
+)
+def test_prompts_that_are_missing_or_of_another_model(model, path, name, prompt, said):
+    given = {name: prompt}
+    if name in ("source", "target"):
+        find_mask(model, name, said, **given)
+        return
+    sample(model, path, name, said, **given)
+    record(model, name, said, **given)
+    invert(model, name, said, cfg=2.0, **({"negative": NEGATIVE} | given))
+
+
+def test_a_prompt_for_another_kind_of_transformer(comfy):
+    sd3 = tiny_models.sd3()
+    invert(sd3, "positive was encoded 16 wide", "reads 32", latent_image=latent(channels=16))
+
+
+@pytest.mark.parametrize("act", [invert, record, find_mask])
+def test_a_prompt_without_the_pooled_vector_that_sdxl_needs(xl, act):
+    whole = tiny_models.conditioning(16, pooled=1280)
+    first = "source" if act is find_mask else "positive"
+    others = {"target": whole} if act is find_mask else {"negative": whole}
+    act(xl, f"{first} has no pooled vector", "same checkpoint", **{first: SOURCE, **others})
+
+
+def test_inversion_under_guidance_without_a_negative(model):
+    invert(model, "cfg is 2.0", "negative is not connected", cfg=2.0)
+
+
+@pytest.mark.parametrize("act", [invert, record])
+@pytest.mark.parametrize("steps", [0, 1000])
+def test_steps_that_the_model_does_not_have(model, act, steps):
+    act(model, f"steps is {steps}", "choose 1 to 999", steps=steps)
+
+
+@pytest.mark.parametrize("act", [invert, record])
+def test_trailing_steps_so_many_that_the_last_goes_nowhere(model, act):
+    act(model, "steps is 700", "trailing", "use fewer", steps=700, spacing="trailing")
+
+
+def test_a_strength_that_leaves_no_step(model):
+    invert(model, "strength 0.2 leaves no step of 4", "raise steps", strength=0.2)
+    find_mask(model, "strength 0.01 leaves no step of 50", strength=0.01)
+
+
+def test_a_start_that_leaves_no_step(model, path):
+    sample(model, path, "start 0.9 leaves no step of 4", start=0.9)
+    sample(model, path, "start 1.0 leaves no step of 4", start=1.0)
+
+
+@pytest.mark.parametrize("act", [invert, record])
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        torch.tensor([1.0, 2.0, 0.5]),
+        torch.tensor([2.0, 2.0, 0.0]),
+        torch.tensor([2.0, float("nan"), 0.0]),
+    ],
+)
+def test_sigmas_that_do_not_fall(model, act, sigmas):
+    act(model, "do not fall at every step", "sigmas that fall", sigmas=sigmas)
+
+
+@pytest.mark.parametrize("act", [invert, record])
+@pytest.mark.parametrize("sigmas", [torch.tensor([]), torch.tensor([1.0])])
+def test_sigmas_without_a_step(model, act, sigmas):
+    act(model, f"sigmas holds {len(sigmas)} noise levels", "two or more", sigmas=sigmas)
+
+
+@pytest.mark.parametrize("name", ["MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance"])
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.7, 0.2)])
+def test_a_window_without_a_step(comfy, name, start, end):
+    refused(name, f"start {start} is not before end {end}", start=start, end=end)
+
+
+def test_a_mask_s_window_without_a_step(comfy):
+    mask = torch.ones(1, 8, 12)
+    refused("MaskBlend", "start 1.0 is not before end 1.0", mask=mask, start=1.0)
+
+
+def test_a_report_on_pictures_of_two_sizes(comfy):
+    before, after = torch.zeros(1, 32, 48, 3), torch.zeros(1, 32, 32, 3)
+    refused("EditReport", "before is 48 x 32, after is 32 x 32", before=before, after=after)
+
+
+def test_a_report_on_another_number_of_pictures(comfy):
+    before, after = torch.zeros(2, 32, 48, 3), torch.zeros(3, 32, 48, 3)
+    refused("EditReport", "before holds 2 images, after 3", before=before, after=after)
+
+
+def test_a_model_that_samples_in_other_coordinates(model):
+    import comfy.model_sampling
+
+    class Sampling(
+        comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.COSMOS_RFLOW
+    ):
+        pass
+
+    other = model.clone()
+    other.add_object_patch("model_sampling", Sampling())
+    invert(other, "COSMOS_RFLOW", "use an EPS or V model")
