@@ -9,6 +9,7 @@ from ..inversion.ddim import ddim_inversion
 from ..inversion.path import DiffusionPath
 from ..inversion.record import record
 from ..samplers.denoiser import ComfyDenoiser, fingerprint, mixing_of, run
+from ..samplers.schedules import SPACINGS
 from .support import (
     CATEGORY,
     Path,
@@ -139,7 +140,8 @@ class DDIMInversion(io.ComfyNode):
             fingerprint=fingerprint(model),
         )
         signal = mixing_of(model).signal(float(levels[0]))
-        noise = {**latent_image, "samples": latents[0] / signal if signal > 0 else latents[0]}
+        start = model.model.process_latent_in(latents[0]) / (signal if signal > 0 else 1.0)
+        noise = {**latent_image, "samples": model.model.process_latent_out(start)}
         text = f"{path.steps} steps, {evaluations} network evaluations"
         return io.NodeOutput(path, noise, ui=tell(cls, text))
 
@@ -204,9 +206,11 @@ class RecordPath(io.ComfyNode):
 
         def sample(denoiser: ComfyDenoiser, conditions, progress):
             x0 = denoiser.latent_in(samples) if samples.any() else samples.to(denoiser.device)
-            x = denoiser.model.model_sampling.noise_scaling(
-                levels[0].to(x0), noise.to(x0), x0, max_denoise=True
-            )
+            sampling = denoiser.model.model_sampling
+            # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
+            pure = sigmas is None and spacing in SPACINGS
+            pure = pure or float(levels[0]) > (1 - 1e-5) * float(sampling.sigma_max)
+            x = sampling.noise_scaling(levels[0].to(x0), noise.to(x0), x0, max_denoise=pure)
             latents = record(
                 denoiser, x, levels, conditions["positive"], conditions["negative"], cfg, progress
             )
