@@ -19,7 +19,7 @@ def main() -> None:
     with Server() as server:
         for workflow in sorted(TWINS.glob("*.json")):
             started = time.monotonic()
-            history = server.run(json.loads(workflow.read_text()))
+            history = server.run(json.loads(workflow.read_text()), timeout=3600)
             pictures = [
                 (f"{workflow.stem}-{node}-{number}.png", picture)
                 for node, images in server.images(history).items()
