@@ -32,6 +32,7 @@ def spaced_sigmas(table: Tensor, steps: int, spacing: Spacing, flow: bool = Fals
     total = len(table)
     if not 1 <= steps < total:
         raise ValueError(f"steps is {steps}; choose 1 to {total - 1}")
+    timesteps: np.ndarray
     if spacing == "leading":
         timesteps = np.arange(steps)[::-1] * (total // steps) + STEPS_OFFSET
     elif spacing == "trailing":
