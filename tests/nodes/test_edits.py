@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,15 @@ def test_the_condition_is_mixed_as_comfyui_averages_conditionings(model, path, s
     torch.testing.assert_close(mixed, wanted, rtol=0, atol=1e-4)
 
 
-def test_prompts_of_different_length_can_be_mixed(model, path):
-    """At weight 1 a prompt of 231 tokens becomes one of 77 exactly: repeating changes nothing."""
+def test_a_prompt_mixed_with_its_own_repetition_is_itself(model, path):
+    repeated = replace(path, positive=[[SOURCE[0][0].repeat(1, 3, 1), {}]])
+    edit = chain(("MDPCondition", {"weight": 0.5, "end": 1.0}))
+    mixed = edited(model, repeated, SOURCE, NEGATIVE, cfg=CFG, edits=edit)
+    wanted = edited(model, path, SOURCE, NEGATIVE, cfg=CFG)
+    torch.testing.assert_close(mixed, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_longer_prompt_becomes_a_shorter_one_at_full_weight(model, path):
     long = tiny_models.conditioning(16, tokens=231, seed=7)
     edit = chain(("MDPCondition", {"weight": 1.0, "end": 1.0}))
     mixed = edited(model, path, long, NEGATIVE, cfg=CFG, edits=edit)
