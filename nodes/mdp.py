@@ -29,7 +29,7 @@ class MDPNode(io.ComfyNode):
             inputs=[
                 io.Float.Input(
                     "weight",
-                    default=1.0,
+                    default=cls.EDIT.weight,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -45,7 +45,7 @@ class MDPNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "start",
-                    default=0.0,
+                    default=cls.EDIT.start,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -54,7 +54,7 @@ class MDPNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end",
-                    default=0.5,
+                    default=cls.EDIT.end,
                     min=0.0,
                     max=1.0,
                     step=0.01,
