@@ -106,4 +106,6 @@ class MDPGuidance(MDP):
 
     def prediction(self, step: Step, d: Tensor) -> Tensor:
         w = self.w(step)
-        return torch.lerp(d, step.source_prediction, w) if w else d
+        if not w or step.source_prediction is None:
+            return d
+        return torch.lerp(d, step.source_prediction, w)

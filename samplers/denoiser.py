@@ -132,7 +132,9 @@ class ComfyDenoiser:
         """ComfyUI's guidance, with the model's own guidance functions, hooks and wrappers."""
         extra: list[Tensor] = []
 
-        def predict_noise(x, timestep, model_options, seed=None):
+        def predict_noise(
+            x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
+        ) -> Tensor:
             plain = math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization")
             main = [condition] if plain else [condition, negative]
             outputs = self(x, sigma, [*main, *also])
@@ -196,19 +198,19 @@ class LoopSampler(comfy.samplers.Sampler, Generic[T]):
 
     def __init__(self, loop: Loop[T]):
         self.loop = loop
-        self.result: T | None = None
+        self.result: T
 
     def sample(
         self,
-        model_wrap,
-        sigmas,
-        extra_args,
-        callback,
-        noise,
-        latent_image=None,
-        denoise_mask=None,
-        disable_pbar=False,
-    ):
+        model_wrap: comfy.samplers.CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[[int, Tensor, Tensor, int], None] | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor | None:
         """Called by the guider with the model loaded; returns the latent it was given."""
         total = len(sigmas) - 1
         denoiser = ComfyDenoiser(model_wrap, extra_args["model_options"], extra_args.get("seed"))

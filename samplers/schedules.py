@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Spacing = Literal["leading", "trailing", "linspace"]
-SPACINGS: tuple[str, ...] = get_args(Spacing)
+SPACINGS = ("leading", "trailing", "linspace")
 STEPS_OFFSET = 1
 """SD1.x's `steps_offset`: its "leading" timesteps are 1, 21, ... 981 for 50 steps."""
 
 
-def spaced_sigmas(table: Tensor, steps: int, spacing: Spacing, flow: bool = False) -> Tensor:
+def spaced_sigmas(table: Tensor, steps: int, spacing: str, flow: bool = False) -> Tensor:
     """The `steps + 1` noise levels of a path, from noisy to clean.
 
     The timesteps are diffusers' (Lin et al. 2023, arXiv 2305.08891, table 2). The last level is
