@@ -54,7 +54,7 @@ def guided(denoiser: GaussianDenoiser, x: Tensor, sigma: float, target=TARGET) -
 def test_the_source_comes_back_at_full_weight(flow: bool, kind: type[MDP], first: int):
     denoiser = GaussianDenoiser(flow)
     path = inverted(denoiser)
-    latents = sample(denoiser, path, (kind(weight=1.0, end=1.0),), first=first)
+    latents = sample(denoiser, path, (kind(weight=1.0, start=0.0, end=1.0),), first=first)
     torch.testing.assert_close(latents, path.latents[first:], rtol=0, atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_prompt_and_guidance_at_full_weight_reconstruct_under_the_source_prompt(
 ):
     denoiser = GaussianDenoiser(flow)
     path = inverted(denoiser)
-    latents = sample(denoiser, path, (kind(weight=1.0, end=1.0),), cfg=1.0)
+    latents = sample(denoiser, path, (kind(weight=1.0, start=0.0, end=1.0),), cfg=1.0)
     wanted = record(denoiser, path.latents[0], path.sigmas, SOURCE, None, 1.0)
     torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-10)
 
@@ -76,7 +76,7 @@ def test_at_weight_0_nothing_is_edited_bit_for_bit(flow: bool, kind: type[MDP]):
     denoiser = GaussianDenoiser(flow)
     path = inverted(denoiser)
     plain = sample(denoiser, path, ())
-    assert torch.equal(sample(denoiser, path, (kind(weight=0.0, end=1.0),)), plain)
+    assert torch.equal(sample(denoiser, path, (kind(weight=0.0, start=0.0, end=1.0),)), plain)
 
 
 @each_edit
@@ -182,7 +182,7 @@ def test_epsilon_then_latent_is_the_composition_of_their_formulas(flow: bool):
         x = (1 - w_x) * x + w_x * path.latents[i + 1]
         wanted.append(x)
     edits = (
-        MDPEpsilon(weight=0.6, curve="linear", end=0.5),
+        MDPEpsilon(weight=0.6, curve="linear", start=0.0, end=0.5),
         MDPLatent(weight=0.3, start=0.2, end=0.8),
     )
     torch.testing.assert_close(sample(denoiser, path, edits), torch.stack(wanted))
@@ -223,7 +223,7 @@ def test_epsilon_then_mask_is_the_composition_of_their_formulas(flow: bool):
         x = x + (below - sigma) * d
         x = mask * x + (1 - mask) * path.latents[i + 1]
         wanted.append(x)
-    edits = (MDPEpsilon(weight=0.9, end=0.3), MaskBlend(mask=mask))
+    edits = (MDPEpsilon(weight=0.9, start=0.0, end=0.3), MaskBlend(mask=mask))
     torch.testing.assert_close(sample(denoiser, path, edits), torch.stack(wanted))
 
 
@@ -232,7 +232,7 @@ def test_edits_of_the_same_thing_are_applied_in_the_order_of_the_chain():
     path = inverted(denoiser)
     mask = torch.zeros(1, 6, 8, dtype=torch.float64)
     mask[:, :, :4] = 1
-    half, blend = MDPEpsilon(weight=0.5, end=1.0), MDPGuidance(weight=0.5, end=1.0)
+    half, blend = MDPEpsilon(weight=0.5, start=0.0, end=1.0), MDPGuidance(weight=0.5, end=1.0)
 
     x, sigma, below = path.latents[0], float(path.sigmas[0]), float(path.sigmas[1])
     d_b = guided(denoiser, x, sigma)

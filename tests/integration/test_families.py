@@ -68,7 +68,7 @@ def edit_of(name: str, **inputs: Any) -> tuple:
         mask = torch.zeros(1, 64, 96)
         mask[..., :48] = 1
         return results(name, **({"mask": mask} | inputs))[0]
-    return results(name, **({"weight": 0.7, "end": 1.0} | inputs))[0]
+    return results(name, **({"weight": 0.7, "start": 0.0, "end": 1.0} | inputs))[0]
 
 
 def assert_changed(a: Tensor, b: Tensor, by: float = 0.005) -> None:

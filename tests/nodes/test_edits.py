@@ -56,7 +56,7 @@ def chain(*edits: tuple[str, dict]) -> tuple:
 @pytest.mark.parametrize("name", ["MDPEpsilon", "MDPLatent"])
 @pytest.mark.parametrize("start", [0.0, 0.5])
 def test_the_source_comes_back_at_full_weight(path, sample, name: str, start: float):
-    latent = sample(chain((name, {"weight": 1.0, "end": 1.0})), start=start)
+    latent = sample(chain((name, {"weight": 1.0, "start": 0.0, "end": 1.0})), start=start)
     torch.testing.assert_close(latent, path.clean, rtol=0, atol=1e-4)
 
 
@@ -87,7 +87,7 @@ def test_the_condition_at_full_weight_is_sampling_under_the_source_prompt(model,
     """With another CONDITIONING of the same prompt: the embeddings decide, not the object."""
     copy = [[SOURCE[0][0].clone(), {}]]
     wanted = edited(model, path, copy, NEGATIVE, cfg=CFG)
-    mixed = sample(chain(("MDPCondition", {"weight": 1.0, "end": 1.0})))
+    mixed = sample(chain(("MDPCondition", {"weight": 1.0, "start": 0.0, "end": 1.0})))
     torch.testing.assert_close(mixed, wanted, rtol=0, atol=1e-4)
 
 
@@ -110,7 +110,7 @@ def test_a_prompt_mixed_with_its_own_repetition_is_itself(model, path):
 
 def test_a_longer_prompt_becomes_a_shorter_one_at_full_weight(model, path):
     long = tiny_models.conditioning(16, tokens=231, seed=7)
-    edit = chain(("MDPCondition", {"weight": 1.0, "end": 1.0}))
+    edit = chain(("MDPCondition", {"weight": 1.0, "start": 0.0, "end": 1.0}))
     mixed = edited(model, path, long, NEGATIVE, cfg=CFG, edits=edit)
     wanted = edited(model, path, SOURCE, NEGATIVE, cfg=CFG)
     torch.testing.assert_close(mixed, wanted, rtol=0, atol=1e-4)
@@ -156,7 +156,7 @@ def test_two_chained_edits_are_the_composition_of_their_formulas(model, path, sa
         return (1 - w_x) * x + w_x * latents[i + 1]
 
     edits = chain(
-        ("MDPEpsilon", {"weight": 0.8, "curve": "linear", "end": 0.5}),
+        ("MDPEpsilon", {"weight": 0.8, "curve": "linear", "start": 0.0, "end": 0.5}),
         ("MDPLatent", {"weight": 0.4, "start": 0.5, "end": 1.0}),
     )
     torch.testing.assert_close(sample(edits), by_hand(model, path, step), rtol=1e-4, atol=1e-4)
@@ -191,13 +191,13 @@ def test_the_edited_path_can_be_edited_further(model, path, sample, plain):
     _, source, edited_path = results("Sampler", model=model, path=path, cfg=CFG, **prompts)
     assert torch.equal(source["samples"], path.clean)
     assert torch.equal(edited_path.clean, plain)
-    whole = chain(("MDPEpsilon", {"end": 1.0}))
+    whole = chain(("MDPEpsilon", {"start": 0.0, "end": 1.0}))
     again = edited(model, edited_path, SOURCE, NEGATIVE, cfg=CFG, edits=whole)
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-4)
 
 
 def test_the_sampler_says_when_almost_nothing_changed_and_which_knob_to_turn(model, path):
-    whole = chain(("MDPEpsilon", {"end": 1.0}))
+    whole = chain(("MDPEpsilon", {"start": 0.0, "end": 1.0}))
     prompts = {"positive": TARGET, "negative": NEGATIVE}
     told = text(call("Sampler", model=model, path=path, edits=whole, **prompts))
     assert "Almost nothing changed" in told and "lower the weight" in told

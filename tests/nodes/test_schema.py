@@ -91,8 +91,9 @@ def test_a_node_has_a_help_page(name: str):
         ),
         *(
             (name, {"weight": 1.0, "curve": "constant", "start": 0.0, "end": 0.5})
-            for name in ("MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance")
+            for name in ("MDPCondition", "MDPLatent", "MDPGuidance")
         ),
+        ("MDPEpsilon", {"weight": 1.0, "curve": "constant", "start": 0.04, "end": 0.54}),
         ("MaskBlend", {"start": 0.0, "end": 1.0}),
         ("Sampler", {"cfg": 7.5, "start": 0.0, "eta": 0.0, "seed": 0}),
         ("PathPreview", {"frames": 8}),
