@@ -19,7 +19,7 @@ class Step:
     Attributes:
         index: the step's number on the source path, 0 at its noisy end.
         path: the source path, in the model's own scale and on its device.
-        source: the source prompt's condition.
+        source: the source prompt's condition; None unless an edit `uses_source`.
         mix: mixes two conditions a, b, weight to `(1 - weight) * a + weight * b`.
         source_prediction: the derivative that the source prompt and guidance predict at the
             *edited* latent (B, C, ...); None unless an edit `needs_source_prediction`.
@@ -35,10 +35,13 @@ class Step:
 class Edit:
     """Override only the hooks that the technique needs. Subclasses are frozen dataclasses.
 
-    `hint` says which knob to turn when an edit has changed almost nothing.
+    Attributes:
+        hint: which knob to turn when the edit has changed almost nothing.
+        uses_source: whether it reads `step.source` or asks for the source's prediction.
     """
 
     hint: ClassVar[str] = ""
+    uses_source: ClassVar[bool] = False
 
     def steps(self, path: DiffusionPath) -> range:
         """The steps of `path` that this edit touches."""

@@ -83,6 +83,8 @@ class MDPEpsilon(MDP):
 class MDPCondition(MDP):
     """MDP-c: predict under `c* = (1 - w) c_B + w c_A`."""
 
+    uses_source: ClassVar[bool] = True
+
     def condition(self, step: Step, condition: Condition) -> Condition:
         w = self.w(step)
         return step.mix(condition, step.source, w) if w else condition
@@ -100,6 +102,8 @@ class MDPLatent(MDP):
 @dataclass(frozen=True, kw_only=True)
 class MDPGuidance(MDP):
     """MDP-beta: `d* = (1 - w) d_B + w d_A'`, where `d_A'` is predicted on the edited latent."""
+
+    uses_source: ClassVar[bool] = True
 
     def needs_source_prediction(self, step: Step) -> bool:
         return self.w(step) != 0

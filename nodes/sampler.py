@@ -146,11 +146,13 @@ class Sampler(io.ComfyNode):
             )
             return denoiser.latents_out(latents), denoiser.evaluations
 
+        # Only where needed: the guider evaluates each prompt's areas for all the others too.
+        uses_source = any(edit.uses_source for edit in edits)
         prompts = {
             "positive": positive,
             "negative": negative,
-            "source": path.positive,
-            "source_negative": path.negative,
+            "source": path.positive if uses_source else None,
+            "source_negative": path.negative if uses_source else None,
         }
         levels = path.sigmas[first:]
         latents, n = run(model, prompts, path.clean, levels, sample, steps=steps, seed=seed)

@@ -32,7 +32,7 @@ def sample_path(
     Args:
         path: the source path, in the model's own scale and on its device.
         condition, negative: the target's; `cfg` is its guidance scale.
-        source, source_negative: the path's own, used only where an edit asks for them.
+        source, source_negative: the path's own; read only by edits that use the source.
         edits: applied in order at each of the four hooks.
         eta: 0 is DDIM, 1 is DDPM's noise (Song et al. 2021, arXiv 2010.02502, eq. 16).
         generator: a CPU generator for that noise.

@@ -16,8 +16,20 @@ def conditioning(width: int, tokens: int = 77, pooled: int | None = None, seed: 
     return [[torch.randn(1, tokens, width, generator=generator), options]]
 
 
+def fill(network: torch.nn.Module, seed: int) -> None:
+    """Random weights that keep activations in bounds."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            scale = 0.5 / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
 def patcher(
-    config_class: type, unet_config: dict[str, Any], seed: int = 0, prefix: str = ""
+    config_class: type,
+    unet_config: dict[str, Any],
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """A ModelPatcher of one of comfy.supported_models' families, with weights from `seed`."""
     import comfy.model_management
@@ -25,13 +37,9 @@ def patcher(
 
     config = config_class(unet_config)
     config.unet_config |= unet_config  # over the family's own head counts, made for wide layers
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, prefix, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.diffusion_model.parameters():
-            scale = 0.5 / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, device=torch.device("cpu"))
+    fill(model.diffusion_model, seed)
     return comfy.model_patcher.ModelPatcher(
         model.eval(),
         load_device=comfy.model_management.get_torch_device(),
@@ -59,11 +67,25 @@ UNET = {
 }
 
 
-def sd15(seed: int = 0) -> Any:
+def sd15(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """Stable Diffusion 1.x: EPS, text 16 wide."""
     import comfy.supported_models
 
-    return patcher(comfy.supported_models.SD15, UNET | {"context_dim": 16}, seed)
+    return patcher(comfy.supported_models.SD15, UNET | {"context_dim": 16}, seed, dtype)
+
+
+def controlnet(seed: int = 0) -> Any:
+    """A CONTROL_NET for `sd15`."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.model_management
+
+    config = UNET | {"context_dim": 16, "hint_channels": 3}
+    del config["out_channels"], config["transformer_depth_output"]
+    network = comfy.cldm.cldm.ControlNet(**config).eval()
+    fill(network, seed)
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(network, load_device=device)
 
 
 def sd2_v(seed: int = 0) -> Any:

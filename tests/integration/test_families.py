@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import call, edited, results, state
+from diffusion_path.tests.calls import call, edited, network_calls, results, state
 
 STEPS, CFG = 5, 3.0
 EDITS = ["MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance", "MaskBlend"]
@@ -384,3 +385,52 @@ def test_an_empty_latent_of_four_channels_will_do_for_any_model(comfy: Path):
     size = {"samples": torch.zeros(1, 4, 8, 12)}
     (_, latent) = results("RecordPath", model=sd3.model, latent_image=size, **inputs)
     assert latent["samples"].shape == (1, 16, 8, 12)
+
+
+def controlled(conditioning: list, seed: int) -> list:
+    """The conditioning through ComfyUI's own node for ControlNets, with a random hint."""
+    import nodes as comfy_nodes
+
+    hint = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(seed))
+    apply = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet
+    with torch.inference_mode():
+        return apply(conditioning, conditioning, tiny_models.controlnet(), hint, 1.0, 0.0, 1.0)[0]
+
+
+def test_a_controlnet_steers_the_edit_as_it_steers_comfyuis_sampler(sd15: Family):
+    path, target = sd15.invert(), controlled(sd15.target, 0)
+    mine = sd15.edit(path, positive=target)
+    no_noise = torch.zeros_like(path.clean)
+    theirs = comfy_sample(sd15, no_noise, path.latents[0], target, CFG, path.sigmas)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert_changed(mine, sd15.edit(path))
+    assert_changed(mine, sd15.edit(path, positive=controlled(sd15.target, 1)), by=1e-5)
+
+
+def test_a_controlnet_steers_the_inversion_too(sd15: Family):
+    path = sd15.invert(positive=controlled(sd15.source, 0))
+    assert_changed(path.latents[0], sd15.invert().latents[0])
+    same = sd15.edit(path, positive=path.positive, edits=edit_of("MDPEpsilon", weight=1.0))
+    torch.testing.assert_close(same, path.clean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_sample_as_they_do_in_comfyui(comfy: Path, dtype: torch.dtype):
+    full = family_of("sd15")
+    half = full._replace(model=tiny_models.sd15(dtype=dtype))
+    path = half.invert()
+    assert path.latents.dtype == torch.float32
+    no_noise = torch.zeros_like(path.clean)
+    theirs = comfy_sample(half, no_noise, path.latents[0], half.target, CFG, path.sigmas)
+    torch.testing.assert_close(half.edit(path), theirs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(path.latents, full.invert().latents, rtol=0.05, atol=0.05)
+
+
+def test_a_source_that_no_edit_reads_costs_nothing_whatever_its_areas(sd15: Family):
+    area = [[sd15.source[0][0], {"area": (4, 6, 0, 0), "strength": 1.0}]]
+    path = sd15.invert(positive=[*sd15.source, *area])
+    with network_calls(sd15.model) as asked:
+        latent = sd15.edit(path)
+    assert asked.evaluations == 2 * STEPS
+    plain = replace(path, positive=sd15.source)
+    assert torch.equal(latent, sd15.edit(plain))
