@@ -16,17 +16,20 @@ from .support import CATEGORY, Path, names_itself, tell
 EXAMPLE_INPUTS = FilePath(__file__).parent.parent / "example_workflows" / "inputs"
 SUFFIX = ".safetensors"
 OUTPUT = " [output]"
+SAVED = "diffusion_path"
 
 
 def saved_files() -> list[str]:
-    """Path files by ComfyUI's annotated names: those of the input folder, then of the output's."""
+    """Path files by ComfyUI's annotated names: of the input folder, and of the output's own part.
 
-    def below(folder: str) -> list[str]:
-        files = FilePath(folder).rglob(f"*{SUFFIX}")
-        return sorted(file.relative_to(folder).as_posix() for file in files)
-
-    outputs = below(folder_paths.get_output_directory())
-    return below(folder_paths.get_input_directory()) + [name + OUTPUT for name in outputs]
+    Only the folder that Save Path writes to by default is searched: an output folder can hold a
+    hundred thousand pictures, and ComfyUI asks for this list at its start and with every prompt.
+    """
+    inputs = FilePath(folder_paths.get_input_directory())
+    outputs = FilePath(folder_paths.get_output_directory())
+    names = [file.name for file in inputs.glob(f"*{SUFFIX}")]
+    saved = (outputs / SAVED).rglob(f"*{SUFFIX}")
+    return sorted(names) + sorted(file.relative_to(outputs).as_posix() + OUTPUT for file in saved)
 
 
 def inside(folder: str, name: str, meant: str) -> FilePath:
@@ -76,8 +79,9 @@ class SavePath(io.ComfyNode):
                 Path.Input("path", tooltip="The path to save."),
                 io.String.Input(
                     "filename_prefix",
-                    default="diffusion_path/path",
-                    tooltip="Folder and name within ComfyUI's output folder; a number is added.",
+                    default=f"{SAVED}/path",
+                    tooltip="Folder and name within ComfyUI's output folder; a number is added. "
+                    f"Load Path lists what lies in {SAVED}.",
                 ),
             ],
             outputs=[],
@@ -114,7 +118,8 @@ class LoadPath(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=saved_files(),
-                    tooltip="A path file of the input folder or, marked [output], the output's.",
+                    tooltip="A path file of the input folder or, marked [output], of "
+                    f"{SAVED} in the output folder.",
                 ),
             ],
             outputs=[Path.Output(display_name="path", tooltip="The path, as it was saved.")],

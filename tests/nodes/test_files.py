@@ -89,9 +89,13 @@ def test_a_path_in_the_input_folder_can_be_loaded(path, output: Path):
 
 
 def test_saved_paths_are_offered_for_loading(path, output: Path):
-    name = text(call("SavePath", path=path, filename_prefix="cats/cat"))
+    (output.parent / "in" / "mine.safetensors").touch()
+    name = text(call("SavePath", path=path, filename_prefix="diffusion_path/cats/cat"))
+    elsewhere = text(call("SavePath", path=path, filename_prefix="cat"))
     offered = node("LoadPath").define_schema().inputs[0].options
-    assert offered == [f"{name} [output]"] == ["cats/cat_00001_.safetensors [output]"]
+    assert name == "diffusion_path/cats/cat_00001_.safetensors"
+    assert offered == ["mine.safetensors", f"{name} [output]"]
+    assert node("LoadPath").validate_inputs(f"{elsewhere} [output]") is True
 
 
 def test_a_file_that_was_written_again_is_loaded_again(path, output: Path):
