@@ -137,7 +137,6 @@ ROWS: Sequence[Row] = (
     ),
     Row("plain sampling from the inverted noise", plain),
     Row("MDP-ε", partial(mdp, kind="MDPEpsilon")),
-    Row("MDP-ε, steps 3 to 27", partial(mdp, kind="MDPEpsilon", start=0.04, end=0.54)),
     Row("MDP-c", partial(mdp, kind="MDPCondition")),
     Row("MDP-x", partial(mdp, kind="MDPLatent")),
     Row("MDP-β", partial(mdp, kind="MDPGuidance")),

@@ -34,21 +34,20 @@ def several(name: str, technique: Callable[..., Edited], **values: Sequence[Any]
 
 
 ROWS = [
-    *several("img2img", img2img, denoise=(0.5, 0.6, 0.7, 0.8, 0.9)),
-    *several("plain", plain, cfg=(1, 2, 3, 5)),
-    *several("DiffEdit", diffedit, threshold=(0.2, 0.3, 0.4), start=(0.0, 0.2)),
-    *several("DiffEdit, threshold 0.3", partial(diffedit, threshold=0.3), cfg=(3, 5)),
-    *several("DiffEdit, threshold 0.3", partial(diffedit, threshold=0.3), strength=(0.3, 0.7, 0.9)),
-    *several("FastDiffEdit", partial(diffedit, **FAST), threshold=(0.45, 0.5), start=(0.0, 0.2)),
+    *several("img2img", img2img, denoise=(0.5, 0.7)),
+    *several("plain", plain, cfg=(2, 4)),
+    *several("DiffEdit", diffedit, threshold=(0.2, 0.3, 0.4, 0.5), start=(0.0, 0.2)),
+    *several(
+        "DiffEdit, threshold 0.3, start 0", partial(diffedit, threshold=0.3, start=0), cfg=(4,)
+    ),
+    *several(
+        "DiffEdit, threshold 0.3", partial(diffedit, threshold=0.3, start=0), strength=(0.3, 0.7)
+    ),
+    *several("FastDiffEdit", partial(diffedit, **FAST), start=(0.0,), threshold=(0.5, 0.55)),
 ]
 for name, kind in MDP.items():
-    ROWS += several(name, partial(mdp, kind=kind), end=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
-    ROWS += several(
-        f"{name} to 0.3", partial(mdp, kind=kind, end=0.3), sampler=({"cfg": 3}, {"cfg": 5})
-    )
-ROWS += several(
-    "MDP-ε from 0.04", partial(mdp, kind="MDPEpsilon", start=0.04), end=(0.24, 0.34, 0.44)
-)
+    ROWS += several(name, partial(mdp, kind=kind), end=(0.2, 0.3, 0.4, 0.5))
+    ROWS += several(f"{name} to 0.3", partial(mdp, kind=kind, end=0.3), sampler=({"cfg": 4},))
 ROWS += several(
     "MDP-ε to 0.8", partial(mdp, kind="MDPEpsilon", end=0.8), curve=("linear", "cosine")
 )
