@@ -92,7 +92,14 @@ class MDPCondition(MDP):
 
 @dataclass(frozen=True, kw_only=True)
 class MDPLatent(MDP):
-    """MDP-x_t: after the step, `x* = (1 - w) x_B + w x_A`."""
+    """MDP-x_t: after the step, `x* = (1 - w) x_B + w x_A`.
+
+    At weight 1 the window only follows the source to its end. The default, a fifth for longer,
+    keeps the layout and lets the edit in (chosen on the demo world's tune split).
+    """
+
+    weight: float = 0.2
+    end: float = 0.8
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
         w = self.w(step)

@@ -91,14 +91,15 @@ def test_a_node_has_a_help_page(name: str):
         ),
         *(
             (name, {"weight": 1.0, "curve": "constant", "start": 0.0, "end": 0.5})
-            for name in ("MDPCondition", "MDPLatent", "MDPGuidance")
+            for name in ("MDPCondition", "MDPGuidance")
         ),
         ("MDPEpsilon", {"weight": 1.0, "curve": "constant", "start": 0.04, "end": 0.54}),
+        ("MDPLatent", {"weight": 0.2, "curve": "constant", "start": 0.0, "end": 0.8}),
         ("MaskBlend", {"start": 0.0, "end": 1.0}),
         ("Sampler", {"cfg": 7.5, "start": 0.0, "eta": 0.0, "seed": 0}),
         ("PathPreview", {"frames": 8}),
     ],
 )
-def test_defaults_are_the_published_ones(comfy: Path, name: str, defaults: dict):
+def test_defaults_are_those_of_the_documentation(comfy: Path, name: str, defaults: dict):
     inputs = {one.id: one for one in node(name).GET_SCHEMA().inputs}
     assert {key: inputs[key].default for key in defaults} == defaults
