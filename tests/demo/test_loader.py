@@ -107,7 +107,7 @@ def test_latents_have_unit_variance_on_the_scale_of_stable_diffusion_1(loaded):
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.2
 
 
-def test_previews_have_the_pictures_colours(loaded):
+def test_previews_are_as_close_to_the_picture_as_four_channels_allow(loaded):
     model, _, vae = loaded
     from latent_preview import Latent2RGBPreviewer
 
@@ -116,12 +116,14 @@ def test_previews_have_the_pictures_colours(loaded):
         latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
     )
     rng = np.random.default_rng(6)
-    images = pictures([random_scene(rng, "train") for _ in range(8)])
+    images = pictures([random_scene(rng, "train") for _ in range(12)])
     latents = model.model.process_latent_in(vae.encode((images.movedim(1, -1) + 1) / 2))
-    for image, latent in zip(images, latents, strict=True):
-        preview = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latent[None])))
-        expected = (torch.nn.functional.avg_pool2d(image, 8).movedim(0, -1) + 1) * 127.5
-        assert (preview.float() - expected).abs().mean() < 20
+    previews = [np.array(previewer.decode_latent_to_preview(latent[None])) for latent in latents]
+    small = torch.nn.functional.avg_pool2d(images, 8).movedim(1, -1)
+    expected = (small + 1) * 127.5
+    error = (torch.tensor(np.stack(previews)) - expected).abs().mean()
+    assert error < 25
+    assert error < 0.5 * (expected - expected.mean((0, 1, 2))).abs().mean()
 
 
 def test_a_stock_ksampler_paints_what_the_prompt_says(loaded):
