@@ -23,6 +23,7 @@ def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
         if node["class_type"] == "LoadImage"
     ]
     shown = server.images(server.run(workflow))
+    shown = {node: pictures for node, pictures in shown.items() if ":" not in node}  # no subgraph's
     reports = {node for node in shown if "Report" in workflow[node]["class_type"]}
     made: list[Image.Image] = [
         Image.open(io.BytesIO(picture))
