@@ -141,7 +141,12 @@ ROWS: Sequence[Row] = (
     Row("MDP-x", partial(mdp, kind="MDPLatent")),
     Row("MDP-β", partial(mdp, kind="MDPGuidance")),
     Row("DiffEdit", diffedit),
+    Row("DiffEdit, tuned: threshold 0.3, start 0", partial(diffedit, threshold=0.3, start=0.0)),
     Row("FastDiffEdit", partial(diffedit, **FAST)),
     Row("DiffEdit, mask by denoising twice", partial(diffedit, method="denoise", maps=2)),
     Row("MDP-ε in DiffEdit's mask", mdp_in_mask),
+    Row(
+        "MDP-ε in DiffEdit's mask, tuned: threshold 0.3, end 0.3",
+        partial(mdp_in_mask, mask={"threshold": 0.3}, end=0.3),
+    ),
 )
