@@ -60,8 +60,8 @@ def null_text_inversion(
     et al. 2023, arXiv 2305.16807).
 
     Args:
-        latents: the path (N + 1, B, C, ...), from noisy to clean.
-        sigmas: its noise levels (N + 1,), strictly falling.
+        latents: the path (N + 1, B, C, ...), from noisy to clean, or only its noisy part.
+        sigmas: the noise levels of the whole path (N + 1,), strictly falling.
         condition: the source prompt.
         null: what to start from: the paper's is the empty prompt; or `condition`, the same object.
         inner_steps: at most as many iterations a step.
@@ -79,11 +79,12 @@ def null_text_inversion(
         x = latents[0]
         start = embedding = denoiser.embedding(null).clone().expand(len(x), -1, -1)
         current = null
-        for i in range(steps):
+        for i in range(len(latents) - 1):
             if null is condition:
                 embedding, current = start, null
             cond, uncond = denoiser(x, levels[i], [condition, current])
-            step = GuidedStep(denoiser, x, latents[i + 1], *levels[i : i + 2], cond, null, cfg)
+            below = levels[i + 1]
+            step = GuidedStep(denoiser, x, latents[i + 1], levels[i], below, cond, null, cfg)
             found, uncond, tried = optimize(
                 step,
                 embedding,
@@ -91,7 +92,7 @@ def null_text_inversion(
                 inner_steps=inner_steps,
                 learning_rate=learning_rate * (1 - 0.5 * i / steps),
                 stop=threshold(early_stop, i, steps),
-                tell=partial(tell, progress, step, i * inner_steps),
+                tell=partial(tell, progress, step, range(i * inner_steps, (i + 1) * inner_steps)),
             )
             if found is not embedding:
                 embedding, current = found, denoiser.with_embedding(null, found)
@@ -255,6 +256,7 @@ def adam(
     return parameter, uncond, [*losses, mean_square(step.miss(uncond))]
 
 
-def tell(progress: Progress, step: GuidedStep, first: int, iteration: int, uncond: Tensor) -> None:
-    """Report an iteration as progress."""
-    progress(first + iteration, guidance(uncond, step.cond, step.cfg), step.x)
+def tell(progress: Progress, step: GuidedStep, part: range, iteration: int, uncond: Tensor) -> None:
+    """Report an iteration as progress, but for the last one, which is reported with the step."""
+    if iteration < len(part) - 1:
+        progress(part[iteration], guidance(uncond, step.cond, step.cfg), step.x)

@@ -206,8 +206,9 @@ class NegativePromptInversion(io.ComfyNode):
             node_id="DiffusionPath_NegativePromptInversion",
             display_name="Negative-Prompt Inversion",
             category=f"{CATEGORY}/path",
-            description="Makes the source prompt the negative of an inverted path, so that guidance "
-            "pulls only where the new prompt differs. Costs nothing; null-text is more exact.",
+            description="Makes the source prompt the negative of an inverted path, so that "
+            "guidance pulls only where the new prompt differs. Costs nothing; null-text inversion "
+            "is more exact.",
             search_aliases=["NPI", "proximal guidance", "ProxEdit", "ProxNPI", "null text"],
             inputs=[
                 Path.Input("path", tooltip="From DDIM Inversion, at its cfg of 1."),

@@ -55,7 +55,11 @@ def loss_plot(before: Sequence[float], after: Sequence[float], limits: Sequence[
     for i in range(0, len(before), max(1, len(before) // 10)):
         draw.text((place(i, 1)[0] - 3, height - bottom + 8), str(i), "black")
     draw.text((width - 40, height - 14), "step", "black")
-    lines = {"limit": (limits, "#999999"), "before": (before, "#d95f02"), "after": (after, "#1b6ca8")}
+    lines = {
+        "limit": (limits, "#999999"),
+        "before": (before, "#d95f02"),
+        "after": (after, "#1b6ca8"),
+    }
     for number, (name, (values, colour)) in enumerate(lines.items()):
         points = [place(i, value) for i, value in enumerate(values)]
         draw.line(points, colour, width=2)

@@ -131,6 +131,8 @@ class Sampler(io.ComfyNode):
         check_path(model, path)
         check_conditioning(model, positive, "positive")
         check_conditioning(model, negative, "negative")
+        if path.null_embeddings is not None:
+            negative = path.negative
         steps = last_steps(path.steps, 1 - start, f"start {start}")
         first = path.steps - steps
         for edit in edits:
@@ -167,7 +169,7 @@ class Sampler(io.ComfyNode):
             sigmas=levels,
             latents=latents,
             positive=positive,
-            negative=negative if path.null_embeddings is None else path.negative,
+            negative=negative,
             cfg=cfg,
             fingerprint=fingerprint(model),
             null_embeddings=path.null_embeddings_from(first),

@@ -280,8 +280,11 @@ class ComfyDenoiser:
             )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(ordinary_weights([network, *self._control_networks()]))
+            controls = list(self._control_networks())
+            stack.enter_context(ordinary_weights([network, *controls]))
             stack.enter_context(self._differentiable_attention())
+            if controls:
+                stack.enter_context(self._separate_skips())
             if self._memory_is_short() if sparing is None else sparing:
                 stack.enter_context(checkpointed(network))
             yield
@@ -315,6 +318,18 @@ class ComfyDenoiser:
             options.pop(name)
             if theirs is not None:
                 options[name] = theirs
+
+    @contextmanager
+    def _separate_skips(self) -> Iterator[None]:
+        """ControlNets add to a UNet's skips in place, which would spoil what is kept of them."""
+        name = "input_block_patch_after_skip"
+        options = self.model_options["transformer_options"]
+        theirs = options.get("patches", {})
+        options["patches"] = {**theirs, name: [*theirs.get(name, []), lambda h, _: h.clone()]}
+        try:
+            yield
+        finally:
+            options["patches"] = theirs
 
     def _memory_is_short(self) -> bool:
         batch, _, *sizes = self.shape

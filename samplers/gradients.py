@@ -26,7 +26,8 @@ def ordinary_weights(networks: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for network in networks:
             for module in network.modules():
-                for tensors in (module._parameters, module._buffers):
+                tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+                for tensors in tables:
                     for name, tensor in tensors.items():
                         if tensor is not None and tensor.is_inference():
                             tensors[name] = ordinary = alias(tensor)
@@ -85,4 +86,5 @@ def _forgetful(forward: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
     copies = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
     named = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
-    return checkpoint(forward, *copies, use_reentrant=False, preserve_rng_state=False, **named)
+    compute = partial(forward, **named)
+    return checkpoint(compute, *copies, use_reentrant=False, preserve_rng_state=False)

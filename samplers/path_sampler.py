@@ -32,10 +32,9 @@ def sample_path(
 
     Args:
         path: the source path, in the model's own scale and on its device.
-        condition, negative: the target's; `cfg` is its guidance scale. The path's own embeddings,
-            if it has any, go before `negative`.
-        source, source_negative: the path's own; read only by edits that use the source, and where
-            the path has embeddings.
+        condition, negative: the target's; `cfg` is its guidance scale. If the path has embeddings
+            they replace that of `negative`.
+        source, source_negative: the path's own; read only by edits that use the source.
         edits: applied in order at each of the four hooks.
         eta: 0 is DDIM, 1 is DDPM's noise (Song et al. 2021, arXiv 2010.02502, eq. 16).
         generator: a CPU generator for that noise.
@@ -54,8 +53,10 @@ def sample_path(
 
         embedding = path.null_embedding(i)
         if embedding is not None:
-            negative = source_negative = denoiser.with_embedding(source_negative, embedding)
-        adjust = path.proximal and partial(path.proximal, clean=path.clean, part=i / path.steps)
+            negative = source_negative = denoiser.with_embedding(negative, embedding)
+        adjust = None
+        if path.proximal is not None:
+            adjust = partial(path.proximal, clean=path.clean, part=i / path.steps)
 
         also: list[Condition] = []
         if any(edit.needs_source_prediction(step) for edit in edits):

@@ -77,9 +77,7 @@ def test_late_on_the_path_what_is_left_out_becomes_the_source():
 def test_with_the_source_as_negative_guidance_leaves_the_source_alone(flow: bool):
     denoiser = GaussianDenoiser(flow)
     path = negative_prompt(denoiser, fixed_point_iterations=60)
-    torch.testing.assert_close(
-        sample(denoiser, path, SOURCE), path.latents, rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(sample(denoiser, path, SOURCE), path.latents, rtol=0, atol=1e-4)
 
 
 @each_family
@@ -93,8 +91,6 @@ def test_the_walk_ends_on_the_source_if_everything_counts_as_small(flow: bool):
 
 def test_a_source_prediction_is_made_under_the_paths_own_embeddings():
     denoiser = GaussianDenoiser()
-    path = dataclasses.replace(
-        negative_prompt(denoiser, fixed_point_iterations=60), cfg=5.0
-    )
+    path = dataclasses.replace(negative_prompt(denoiser, fixed_point_iterations=60), cfg=5.0)
     latents = sample(denoiser, path, edits=(MDPGuidance(end=1.0),))
     torch.testing.assert_close(latents, path.latents, rtol=0, atol=1e-4)

@@ -119,9 +119,7 @@ def test_it_never_makes_a_step_worse():
 def test_progress_tells_of_iterations_in_order_and_of_the_last_of_each_step():
     seen: list[int] = []
     path = inverted(GaussianDenoiser())
-    invert(
-        GaussianDenoiser(), path, inner_steps=4, progress=lambda step, *_: seen.append(step)
-    )
+    invert(GaussianDenoiser(), path, inner_steps=4, progress=lambda step, *_: seen.append(step))
     assert seen == sorted(seen)
     assert set(range(3, 4 * path.steps, 4)) <= set(seen)
     assert seen[-1] == 4 * path.steps - 1
