@@ -114,6 +114,12 @@ unless the row says otherwise.
 - mask IoU: of the mask found and the true one, both averaged over the latent's 16 x 16 cells and
   thresholded at one half.
 - evaluations: of the network for each edit, one latent under one condition being one.
+
+No column is enough alone. The judge also confirms a new picture that has lost the source's places
+(plain sampling, img2img at 0.8: all right for the judge, worst outside). PSNR also rewards doing
+nothing, as where an object should be added and is not. The sheet, `edits.png`, shows the first
+edits of each kind. Rows called tuned were chosen on the tune split; the baselines were not tuned,
+but img2img is there at several strengths.
 """
 
 

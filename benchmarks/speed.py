@@ -21,9 +21,9 @@ from ..tools.setup import ROOT
 from .batch import Batch, Demo, node, stock
 from .edits import RESULTS, draw_edits
 
-REPEATS = 7
+REPEATS = 5
 STARTS = 3
-IMPORTS = 7
+IMPORTS = 5
 
 
 def seconds(action: Callable[[], Any]) -> float:

@@ -129,6 +129,7 @@ FAST: dict[str, Any] = {"method": "x0", "maps": 20, "blur": 1}
 ROWS: Sequence[Row] = (
     Row("source, not edited", nothing),
     Row("the truth itself", answer),
+    Row("img2img (SDEdit), denoise 0.5", partial(img2img, denoise=0.5)),
     Row("img2img (SDEdit), denoise 0.6", partial(img2img, denoise=0.6)),
     Row("img2img (SDEdit), denoise 0.8", partial(img2img, denoise=0.8)),
     Row("diffusers' DiffEdit", partial(diffusers_diffedit, inversion_cfg=7.5)),
