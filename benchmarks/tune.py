@@ -20,7 +20,7 @@ from .techniques import FAST, Edited, Row, diffedit, img2img, mdp, mdp_in_mask, 
 
 PER_KIND = 6
 MDP = {"MDP-ε": "MDPEpsilon", "MDP-c": "MDPCondition", "MDP-β": "MDPGuidance"}
-"""MDP-x is not among them: at weight 1 from the start on it does the same as MDP-ε."""
+"""MDP-x is not among them: its default was chosen on this split already."""
 
 
 def several(name: str, technique: Callable[..., Edited], **values: Sequence[Any]) -> list[Row]:
