@@ -119,9 +119,9 @@ No column is enough alone. The judge also confirms a new picture that has lost t
 (plain sampling, img2img at 0.8: all right for the judge, worst outside), and it is lenient with
 ragged shapes and blotched backgrounds (the masks of the third and seventh columns of the sheet).
 PSNR also rewards doing nothing, as where an object should be added and is not. The sheet,
-`edits.png`, shows the first edits of each kind. Rows called tuned were chosen on the tune split, and so was MDP-x's default;
-img2img is there at three strengths instead. One edit is 1.7 % of the judge's column: differences of
-a few edits mean nothing.
+`edits.png`, shows the first edits of each kind. Rows called tuned were chosen on the tune split,
+and so was MDP-x's default; img2img is there at three strengths instead. One edit is 1.7 % of the
+judge's column: differences of a few edits mean nothing.
 """
 
 
