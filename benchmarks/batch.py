@@ -6,7 +6,8 @@ is measured is what users run. Edits that share their settings run as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,16 +125,25 @@ class Batch:
         counter.evaluations = before
         return path, cost
 
+    def inverted(self, inversion: Callable[[Batch], Any]) -> Batch:
+        """The same edits on a path of another making, which is counted for whoever asks."""
+        other = copy.copy(self)
+        counter = self.demo.counter
+        before = counter.evaluations
+        path = inversion(self)
+        other.__dict__["_path"] = (path, counter.evaluations - before)
+        counter.evaluations = before
+        return other
+
+    @property
+    def inversion_cost(self) -> int:
+        """Network evaluations that the path has taken, over all pictures."""
+        return self._path[1]
+
     def sample(self, **inputs: Any) -> Tensor:
         """The edited pictures that our sampler makes of the path."""
-        latent, *_ = node(
-            "Sampler",
-            model=self.demo.model,
-            path=self.path,
-            positive=self.target,
-            negative=self.empty,
-            **inputs,
-        )
+        ways = {"positive": self.target, "negative": self.empty} | inputs
+        latent, *_ = node("Sampler", model=self.demo.model, path=self.path, **ways)
         return self.decode(latent)
 
     def mask(self, **inputs: Any) -> Tensor:

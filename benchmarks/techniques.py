@@ -126,6 +126,45 @@ def mdp_in_mask(batch: Batch, mask: dict[str, Any] | None = None, **edit: Any) -
 FAST: dict[str, Any] = {"method": "x0", "maps": 20, "blur": 1}
 """FastDiffEdit's published settings."""
 
+Inversion = Callable[[Batch], Any]
+"""From a batch of edits to the path of their sources."""
+
+
+def ddim(batch: Batch, **inversion: Any) -> Any:
+    """DDIM inversion, and with its settings fixed-point inversion and ReNoise."""
+    return node(
+        "DDIMInversion",
+        model=batch.demo.model,
+        positive=batch.source,
+        latent_image=batch.latent,
+        **inversion,
+    )[0]
+
+
+def null_text(batch: Batch, **inversion: Any) -> Any:
+    """Null-text inversion of the DDIM path."""
+    ways = {"model": batch.demo.model, "path": batch.path, "negative": batch.empty}
+    return node("NullTextInversion", **ways | inversion)[0]
+
+
+def negative_prompt(batch: Batch, **inversion: Any) -> Any:
+    """Negative-prompt inversion of the DDIM path."""
+    return node("NegativePromptInversion", path=batch.path, **inversion)[0]
+
+
+DIRECT = "direct"
+INVERSIONS: dict[str, Inversion] = {
+    "DDIM": ddim,
+    "fixed point, 3 iterations": partial(ddim, fixed_point_iterations=3),
+    "ReNoise, 3 iterations, average of 2": partial(ddim, fixed_point_iterations=3, average=2),
+    "negative-prompt": negative_prompt,
+    "negative-prompt, proximal l0": partial(negative_prompt, proximal="l0"),
+    "negative-prompt, proximal l1": partial(negative_prompt, proximal="l1"),
+    "null-text from the empty prompt": partial(null_text, start_from="negative"),
+    DIRECT: ddim,
+}
+"""The inversions of the table beside null-text from the source prompt, which is timed."""
+
 ROWS: Sequence[Row] = (
     Row("source, not edited", nothing),
     Row("the truth itself", answer),

@@ -17,6 +17,7 @@ def ddim_inversion(
     negative: Condition = None,
     cfg: float = 1.0,
     fixed_point_iterations: int = 0,
+    average: int = 1,
     progress: Progress = no_progress,
 ) -> Tensor:
     """Walk from the clean latent upwards along the probability-flow ODE.
@@ -34,18 +35,19 @@ def ddim_inversion(
         negative: used for guidance only.
         cfg: guidance scale; above 1 the error of the inversion grows.
         fixed_point_iterations: repeats k of each step, 0 is plain DDIM; costs k more evaluations.
+        average: how many of each step's last estimates to average, as ReNoise does; 1 is none.
     Returns:
         The latents at `sigmas` (N + 1, B, C, ...); the last one is `x0`.
     """
     levels = sigmas.tolist()
     x, latents = x0, [x0]
     for i, (sigma, sigma_next) in enumerate(zip(levels[:0:-1], levels[-2::-1], strict=True)):
-        estimate = denoiser.mixing.rescale(x, sigma, sigma_next)
+        estimate, slopes = denoiser.mixing.rescale(x, sigma, sigma_next), []
         for _ in range(1 + fixed_point_iterations):
             denoised, _ = denoiser.guided(estimate, sigma_next, condition, negative, cfg)
-            slope = derivative(estimate, denoised, sigma_next)
-            estimate = x + (sigma_next - sigma) * slope
-        x = estimate
+            slopes.append(derivative(estimate, denoised, sigma_next))
+            estimate = x + (sigma_next - sigma) * slopes[-1]
+        x = x + (sigma_next - sigma) * torch.stack(slopes[-average:]).mean(dim=0)
         latents.append(x)
         progress(i, denoised, x)
     return torch.stack(latents[::-1])

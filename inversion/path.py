@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..samplers.schedules import kept_steps
+from .negative_prompt import Proximal
 
 Conditioning = list[list[Any]]
 """ComfyUI's CONDITIONING: pairs of an embedding (B, tokens, width) and a dict of options."""
@@ -35,6 +36,10 @@ class DiffusionPath:
         negative: the negative conditioning the path was made with; None at guidance 1.
         cfg: the guidance scale the path was made with.
         fingerprint: what a model must have in common with the one that made the path.
+        null_embeddings: in place of the embedding of `negative`, one for each step (N or 1, B or
+            1, tokens, width), with which guidance `cfg` leads back to the image: from null-text
+            or negative-prompt inversion. None if the path has none.
+        proximal: how to tame guidance on this path; None is not at all.
     """
 
     sigmas: Tensor
@@ -43,6 +48,8 @@ class DiffusionPath:
     negative: Conditioning | None
     cfg: float
     fingerprint: dict[str, Any]
+    null_embeddings: Tensor | None = None
+    proximal: Proximal | None = None
 
     @property
     def steps(self) -> int:
@@ -65,7 +72,24 @@ class DiffusionPath:
     def last_part(self, fraction: float) -> DiffusionPath:
         """The clean `fraction` (0 to 1) of the path; with fewer than one step it has none."""
         first = self.steps - kept_steps(self.steps, fraction)
-        return replace(self, sigmas=self.sigmas[first:], latents=self.latents[first:])
+        return replace(
+            self,
+            sigmas=self.sigmas[first:],
+            latents=self.latents[first:],
+            null_embeddings=self.null_embeddings_from(first),
+        )
+
+    def null_embedding(self, i: int) -> Tensor | None:
+        """The embedding (B or 1, tokens, width) that takes the negative's place at step `i`."""
+        if self.null_embeddings is None:
+            return None
+        return self.null_embeddings[min(i, len(self.null_embeddings) - 1)]
+
+    def null_embeddings_from(self, first: int) -> Tensor | None:
+        """The embeddings of the steps from `first` on."""
+        if self.null_embeddings is None or len(self.null_embeddings) == 1:
+            return self.null_embeddings
+        return self.null_embeddings[first:]
 
 
 def save_path(path: DiffusionPath, file: Path) -> None:
@@ -81,6 +105,10 @@ def save_path(path: DiffusionPath, file: Path) -> None:
         "cfg": json.dumps(path.cfg),
         "fingerprint": json.dumps(path.fingerprint),
     }
+    if path.null_embeddings is not None:
+        tensors["null_embeddings"] = path.null_embeddings
+    if path.proximal is not None:
+        metadata["proximal"] = json.dumps(asdict(path.proximal))
     for role in ("positive", "negative"):
         conditioning = getattr(path, role)
         if conditioning is not None:
@@ -152,6 +180,10 @@ def load_path(file: Path) -> DiffusionPath:
             ),
             cfg=float(json.loads(metadata["cfg"])),
             fingerprint=dict(json.loads(metadata["fingerprint"])),
+            null_embeddings=tensors.get("null_embeddings"),
+            proximal=(
+                Proximal(**json.loads(metadata["proximal"])) if "proximal" in metadata else None
+            ),
         )
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file.name} is not a whole path file; save the path again") from None

@@ -8,6 +8,7 @@ from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
+from .null_text import NegativePromptInversion, NullTextInversion
 from .paths import DDIMInversion, RecordPath
 from .report import EditReport
 from .sampler import Sampler
@@ -16,6 +17,8 @@ NODES: list[type[io.ComfyNode]] = [
     DemoModel,
     DDIMInversion,
     RecordPath,
+    NullTextInversion,
+    NegativePromptInversion,
     DiffEditMask,
     MDPEpsilon,
     MDPCondition,

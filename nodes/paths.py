@@ -79,6 +79,16 @@ class DDIMInversion(io.ComfyNode):
                     "negative", optional=True, tooltip="Negative prompt; used only if cfg is not 1."
                 ),
                 sigmas_input(),
+                io.Int.Input(
+                    "average",
+                    default=1,
+                    min=1,
+                    max=51,
+                    optional=True,
+                    tooltip="ReNoise: average as many of each step's last estimates; 1 is none. "
+                    "Steadies the fixed point iterations where they swing.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
@@ -106,6 +116,7 @@ class DDIMInversion(io.ComfyNode):
         cfg,
         negative=None,
         sigmas=None,
+        average=1,
     ) -> io.NodeOutput:
         samples = check_latent(model, latent_image)
         check_conditioning(model, positive, "positive")
@@ -125,6 +136,7 @@ class DDIMInversion(io.ComfyNode):
                 negative=conditions["negative"],
                 cfg=cfg,
                 fixed_point_iterations=fixed_point_iterations,
+                average=average,
                 progress=progress,
             )
             return denoiser.latents_out(latents), denoiser.evaluations

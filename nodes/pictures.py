@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 HEAT = ((0.0, 0.0, 0.1), (0.3, 0.05, 0.4), (0.75, 0.2, 0.35), (0.98, 0.55, 0.1), (1.0, 1.0, 0.75))
@@ -22,3 +27,44 @@ def side_by_side(*images: Tensor) -> Tensor:
     line = torch.ones_like(images[0][:, :, :2])
     pieces = [piece for image in images for piece in (line, image)][1:]
     return torch.cat(pieces, dim=2)
+
+
+def loss_plot(before: Sequence[float], after: Sequence[float], limits: Sequence[float]) -> Tensor:
+    """The error of each step before and after its optimisation, as an IMAGE (1, H, W, 3).
+
+    Errors are in powers of ten, the limit below which a step is done is grey.
+    """
+    width, height, left, top, bottom = 640, 360, 56, 40, 32
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    powers = [math.log10(max(value, 1e-12)) for value in (*before, *after, *limits)]
+    low, high = math.floor(min(powers)), max(math.ceil(max(powers)), math.floor(min(powers)) + 1)
+
+    def place(i: int, value: float) -> tuple[float, float]:
+        share = (math.log10(max(value, 1e-12)) - low) / (high - low)
+        across = (i + 0.5) / len(before)
+        return (
+            left + across * (width - left - 16),
+            height - bottom - share * (height - top - bottom),
+        )
+
+    for power in range(low, high + 1):
+        y = place(0, 10.0**power)[1]
+        draw.line((left, y, width - 16, y), "#dddddd")
+        draw.text((8, y - 6), f"1e{power:d}", "black")
+    for i in range(0, len(before), max(1, len(before) // 10)):
+        draw.text((place(i, 1)[0] - 3, height - bottom + 8), str(i), "black")
+    draw.text((width - 40, height - 14), "step", "black")
+    lines = {
+        "limit": (limits, "#999999"),
+        "before": (before, "#d95f02"),
+        "after": (after, "#1b6ca8"),
+    }
+    for number, (name, (values, colour)) in enumerate(lines.items()):
+        points = [place(i, value) for i, value in enumerate(values)]
+        draw.line(points, colour, width=2)
+        for x, y in points:
+            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+        draw.text((left + 90 * number, 12), name, colour)
+    draw.text((left + 300, 12), "mean squared error of each step", "black")
+    return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]

@@ -35,6 +35,9 @@ def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float,
     for edit in edits:
         if edit.steps(path).stop <= first:
             lines.append(f"{type(edit).__name__} did nothing: its window ends before start")
+    if path.null_embeddings is not None:
+        made = "" if path.cfg in (1, cfg) else f", made for cfg {path.cfg:g}"
+        lines.append(f"In place of negative: the path's own embeddings{made}")
     if moved < ALMOST_NOTHING:
         hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
         hints = hints or ["lower start, or make the two prompts differ more"]
@@ -62,7 +65,11 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive", tooltip="A prompt that describes the result, not the change."
                 ),
-                io.Conditioning.Input("negative", tooltip="What the result should not show."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What the result should not show. A path from Null-Text or "
+                    "Negative-Prompt Inversion has its own, which goes first.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=7.5,
@@ -124,6 +131,8 @@ class Sampler(io.ComfyNode):
         check_path(model, path)
         check_conditioning(model, positive, "positive")
         check_conditioning(model, negative, "negative")
+        if path.null_embeddings is not None:
+            negative = path.negative
         steps = last_steps(path.steps, 1 - start, f"start {start}")
         first = path.steps - steps
         for edit in edits:
@@ -163,6 +172,7 @@ class Sampler(io.ComfyNode):
             negative=negative,
             cfg=cfg,
             fingerprint=fingerprint(model),
+            null_embeddings=path.null_embeddings_from(first),
         )
         return io.NodeOutput(
             {"samples": edited.clean},

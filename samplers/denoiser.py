@@ -7,8 +7,10 @@ The guider loads the model, applies its patches, hooks and wrappers, prepares th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import comfy.conds
@@ -18,16 +20,27 @@ import comfy.patcher_extension
 import comfy.samplers
 import latent_preview
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..inversion.path import Conditioning, DiffusionPath
-from .diffusion import Condition, Mixing, Progress
+from .diffusion import Adjust, Condition, Mixing, Progress
+from .gradients import checkpointed, ordinary_weights
+from .schedules import boundaries
 
 T = TypeVar("T")
 
 UNSUPPORTED = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW")
 """ComfyUI's parametrisations whose latents are in other coordinates than `Mixing` knows."""
+
+WHOLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The types of weights that are not quantised."""
+KEPT = 400 * 1024
+"""Bytes that a backward pass keeps for each latent pixel and byte of a number: as much as SDXL.
+
+SD1.5 keeps 230 thousand: 1.8 GB for a picture of 512 x 512 in half precision.
+"""
 
 
 def mixing_of(model: ModelPatcher) -> Mixing:
@@ -77,14 +90,62 @@ def fingerprint(model: ModelPatcher) -> dict[str, Any]:
     }
 
 
+def with_gradients(model: ModelPatcher) -> ModelPatcher:
+    """The model as one that gradients can go through.
+
+    Raises:
+        ValueError: it is quantised or guidance-distilled, or ComfyUI cannot load it as a whole.
+    """
+    instead = "use Negative-Prompt Inversion, which needs no gradients"
+    if model.model.model_config.unet_config.get("guidance_embed"):
+        raise ValueError(
+            "the model is guidance-distilled: it takes guidance as an input and has no "
+            "unconditional prediction to optimise; use a model with real guidance, such as SD1.5 "
+            "or SDXL"
+        )
+    for weight in model.model.diffusion_model.parameters():
+        if weight.dtype not in WHOLE or type(weight.data) is not Tensor:
+            raise ValueError(
+                f"the model's weights are quantised ({str(weight.dtype).removeprefix('torch.')}), "
+                f"and gradients need fp16, bf16 or fp32; load it in one of these, or {instead}"
+            )
+    if not model.is_dynamic():
+        return model
+    try:
+        return model.get_non_dynamic_delegate()
+    except RuntimeError:
+        raise ValueError(
+            "ComfyUI streams this model's weights from memory and cannot load it as a whole, as "
+            f"gradients need it; start ComfyUI with --disable-dynamic-vram, or {instead}"
+        ) from None
+
+
+def scheduled(model: ModelPatcher, path: DiffusionPath) -> Conditioning:
+    """A path's embeddings as CONDITIONING, each for the steps that start at its noise level."""
+    assert path.negative is not None and path.null_embeddings is not None
+    ((_, options),) = path.negative
+    percents = boundaries(path.sigmas, model.get_model_object("model_sampling").percent_to_sigma)
+    return [
+        [embedding, {**options, "start_percent": start, "end_percent": end}]
+        for embedding, (start, end) in zip(path.null_embeddings, pairwise(percents), strict=True)
+    ]
+
+
 class ComfyDenoiser:
     """A loaded model inside its guider, as a `Denoiser`; a condition is a list of conds."""
 
-    def __init__(self, guider: comfy.samplers.CFGGuider, model_options: dict, seed: int | None):
+    def __init__(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        model_options: dict,
+        seed: int | None,
+        shape: torch.Size,
+    ):
         self.guider = guider
         self.model = guider.inner_model
         self.model_options = model_options
         self.seed = seed
+        self.shape = shape
         self.device = guider.model_patcher.load_device
         self.mixing = mixing_of(guider.model_patcher)
         self.evaluations = 0
@@ -128,6 +189,7 @@ class ComfyDenoiser:
         negative: Condition,
         scale: float,
         also: Sequence[Condition] = (),
+        adjust: Adjust | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """ComfyUI's guidance, with the model's own guidance functions, hooks and wrappers."""
         extra: list[Tensor] = []
@@ -140,6 +202,8 @@ class ComfyDenoiser:
             outputs = self(x, sigma, [*main, *also])
             extra[:] = outputs[len(main) :]
             preds = [outputs[0], torch.zeros_like(x) if plain else outputs[1]]
+            if adjust is not None and not plain:
+                preds = list(adjust(*preds))
             conds = [condition, None if plain else negative]
             args = {"cond_scale": scale, "timestep": timestep, "sigma": timestep, "input": x}
             args |= {"model": self.model, "model_options": model_options}
@@ -172,6 +236,106 @@ class ComfyDenoiser:
         if len(b) != len(a):
             b = [b[0]] * len(a)
         return [_mix_cond(one, other, weight) for one, other in zip(a, b, strict=True)]
+
+    def embedding(self, condition: Condition) -> Tensor:
+        """What the cross attention reads.
+
+        Raises:
+            ValueError: there is none, or several parts of the picture have one each.
+        """
+        if len(condition) != 1:
+            raise ValueError(
+                f"the prompt to start from has {len(condition)} parts, of which only one can have "
+                "its embedding replaced; connect the output of a single CLIP Text Encode"
+            )
+        cond = condition[0]["model_conds"].get("c_crossattn")
+        if not isinstance(cond, comfy.conds.CONDRegular):
+            raise ValueError(
+                "the model reads no text, so there is no embedding to replace; "
+                "use a text-to-image model"
+            )
+        return cond.cond.to(self.device, torch.float32)
+
+    def with_embedding(self, condition: Condition, embedding: Tensor) -> Condition:
+        (cond,) = condition
+        kind = type(cond["model_conds"]["c_crossattn"])
+        return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": kind(embedding)}}]
+
+    @contextmanager
+    def differentiable(self, sparing: bool | None = None) -> Iterator[None]:
+        """Aliases the weights for as long, those of ControlNets too, and calls PyTorch's attention.
+
+        Args:
+            sparing: whether to compute again on the way back what takes memory to keep; by
+                default where memory is short.
+        Raises:
+            ValueError: some of the weights are not where they are computed with.
+        """
+        network = self.model.diffusion_model
+        if any(weight.device.type != self.device.type for weight in network.parameters()):
+            raise ValueError(
+                "only a part of the model fits into the graphics card's memory, and gradients need "
+                "all of it; free some (smaller pictures or batches, --reserve-vram), or use "
+                "Negative-Prompt Inversion"
+            )
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            controls = list(self._control_networks())
+            stack.enter_context(ordinary_weights([network, *controls]))
+            stack.enter_context(self._differentiable_attention())
+            if controls:
+                stack.enter_context(self._separate_skips())
+            if self._memory_is_short() if sparing is None else sparing:
+                stack.enter_context(checkpointed(network))
+            yield
+
+    def _control_networks(self) -> Iterator[nn.Module]:
+        for conds in self.guider.conds.values():
+            for cond in conds:
+                control = cond.get("control")
+                while control is not None:
+                    network = getattr(control, "control_model", None)
+                    if isinstance(network, nn.Module):
+                        yield network
+                    control = control.previous_controlnet
+
+    @contextmanager
+    def _differentiable_attention(self) -> Iterator[None]:
+        """ComfyUI's fastest attentions have no gradient."""
+        name = "optimized_attention_override"
+        options = self.model_options["transformer_options"]
+        theirs = options.get(name)
+
+        def override(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            if theirs is None:
+                return attention_pytorch(*args, **kwargs)
+            return theirs(attention_pytorch, *args, **kwargs)
+
+        options[name] = override
+        try:
+            yield
+        finally:
+            options.pop(name)
+            if theirs is not None:
+                options[name] = theirs
+
+    @contextmanager
+    def _separate_skips(self) -> Iterator[None]:
+        """ControlNets add to a UNet's skips in place, which would spoil what is kept of them."""
+        name = "input_block_patch_after_skip"
+        options = self.model_options["transformer_options"]
+        theirs = options.get("patches", {})
+        options["patches"] = {**theirs, name: [*theirs.get(name, []), lambda h, _: h.clone()]}
+        try:
+            yield
+        finally:
+            options["patches"] = theirs
+
+    def _memory_is_short(self) -> bool:
+        batch, _, *sizes = self.shape
+        number = comfy.model_management.dtype_size(self.model.get_dtype_inference())
+        kept = batch * math.prod(sizes) * number * KEPT * self.model.memory_usage_factor
+        return kept > self.guider.model_patcher.get_free_memory(self.device)
 
 
 def _mix_cond(a: dict[str, Any], b: dict[str, Any], weight: float) -> dict[str, Any]:
@@ -213,7 +377,9 @@ class LoopSampler(comfy.samplers.Sampler, Generic[T]):
     ) -> Tensor | None:
         """Called by the guider with the model loaded; returns the latent it was given."""
         total = len(sigmas) - 1
-        denoiser = ComfyDenoiser(model_wrap, extra_args["model_options"], extra_args.get("seed"))
+        denoiser = ComfyDenoiser(
+            model_wrap, extra_args["model_options"], extra_args.get("seed"), noise.shape
+        )
 
         def progress(step: int, denoised: Tensor, x: Tensor) -> None:
             if callback is not None:

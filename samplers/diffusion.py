@@ -9,6 +9,7 @@ signal and noise mix differs between the families.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,10 @@ Condition = Any
 
 Progress = Callable[[int, Tensor, Tensor], None]
 """Called after each step with its index, the denoised latent and the latent reached."""
+
+
+Adjust = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Changes the conditional and the unconditional estimate before guidance puts them together."""
 
 
 def no_progress(step: int, denoised: Tensor, x: Tensor) -> None:
@@ -87,15 +92,32 @@ class Denoiser(Protocol):
         negative: Condition,
         scale: float,
         also: Sequence[Condition] = (),
+        adjust: Adjust | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The estimate under classifier-free guidance, and the plain ones under each of `also`.
 
         `negative` is not evaluated at scale 1. The conditions of `also` share the network call.
+        `adjust` comes before the guidance, if there is any.
         """
         ...
 
     def mix(self, a: Condition, b: Condition, weight: float) -> Condition:
         """The condition `(1 - weight) * a + weight * b`."""
+        ...
+
+    def embedding(self, condition: Condition) -> Tensor:
+        """The text embedding of a condition (B or 1, tokens, width), float32."""
+        ...
+
+    def with_embedding(self, condition: Condition, embedding: Tensor) -> Condition:
+        """The condition with another embedding; all else in it stays as it is."""
+        ...
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        """Inside, and where gradients are enabled, estimates carry them back to the embeddings.
+
+        What is made inside is ordinary, also under inference mode; afterwards nothing is left.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def sample_path(
 
     Args:
         path: the source path, in the model's own scale and on its device.
-        condition, negative: the target's; `cfg` is its guidance scale.
+        condition, negative: the target's; `cfg` is its guidance scale. If the path has embeddings
+            they replace that of `negative`.
         source, source_negative: the path's own; read only by edits that use the source.
         edits: applied in order at each of the four hooks.
         eta: 0 is DDIM, 1 is DDPM's noise (Song et al. 2021, arXiv 2010.02502, eq. 16).
@@ -49,10 +51,17 @@ def sample_path(
         for edit in edits:
             step_condition = edit.condition(step, step_condition)
 
+        embedding = path.null_embedding(i)
+        if embedding is not None:
+            negative = source_negative = denoiser.with_embedding(negative, embedding)
+        adjust = None
+        if path.proximal is not None:
+            adjust = partial(path.proximal, clean=path.clean, part=i / path.steps)
+
         also: list[Condition] = []
         if any(edit.needs_source_prediction(step) for edit in edits):
             also = [source] if path.cfg == 1 else [source, source_negative]
-        denoised, extra = denoiser.guided(x, sigma, step_condition, negative, cfg, also)
+        denoised, extra = denoiser.guided(x, sigma, step_condition, negative, cfg, also, adjust)
         if also:
             source_denoised = extra[0] if path.cfg == 1 else guidance(extra[1], extra[0], path.cfg)
             step = dataclasses.replace(

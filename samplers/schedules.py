@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,6 +49,39 @@ def spaced_sigmas(table: Tensor, steps: int, spacing: str, flow: bool = False) -
     last = table.new_zeros(1) if flow else table[:1]
     visited = torch.from_numpy(timesteps.astype(np.int64))
     return torch.cat([table[visited], last]).float().cpu()
+
+
+def boundaries(sigmas: Tensor, percent_to_sigma: Callable[[float], float]) -> list[float]:
+    """Where each noise level's share of a sampling run begins, in ComfyUI's percents, and 1.
+
+    Between two levels the boundary lies where `percent_to_sigma`, which falls from 0 to 1, is
+    strictly between them; it is searched for, because not every model's has an inverse.
+
+    Args:
+        sigmas: noise levels (N + 1,), strictly falling.
+    Returns:
+        N + 1 percents: level i is visited between the i-th and the next.
+    Raises:
+        ValueError: there is no percent between two of them.
+    """
+    percents = [0.0]
+    for above, below in pairwise(sigmas.tolist()[:-1]):
+        low, high = 0.0, 1.0
+        for _ in range(64):
+            middle = (low + high) / 2
+            sigma = float(percent_to_sigma(middle))
+            if below < sigma < above and not (
+                math.isclose(sigma, below, rel_tol=1e-5) or math.isclose(sigma, above, rel_tol=1e-5)
+            ):
+                break
+            low, high = (middle, high) if sigma >= above else (low, middle)
+        else:
+            raise ValueError(
+                f"no start or end percent lies between the noise levels {above:.4g} and "
+                f"{below:.4g}; use fewer steps, or levels within the model's range"
+            )
+        percents.append(middle)
+    return [*percents, 1.0]
 
 
 def kept_steps(steps: int, fraction: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from diffusion_path.inversion.ddim import ddim_inversion
 from diffusion_path.inversion.path import DiffusionPath
-from diffusion_path.samplers.diffusion import Mixing, guidance
+from diffusion_path.samplers.diffusion import Adjust, Mixing, guidance
 
 
 class Gaussian(NamedTuple):
@@ -43,18 +44,30 @@ class GaussianDenoiser:
         negative: Gaussian,
         scale: float,
         also: Sequence[Gaussian] = (),
+        adjust: Adjust | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         main = [condition] if scale == 1 else [condition, negative]
         outputs = self(x, sigma, [*main, *also])
         extra = outputs[len(main) :]
         if scale == 1:
             return outputs[0], extra
-        return guidance(outputs[1], outputs[0], scale), extra
+        cond, uncond = adjust(*outputs[:2]) if adjust else outputs[:2]
+        return guidance(uncond, cond, scale), extra
 
     def mix(self, a: Gaussian, b: Gaussian, weight: float) -> Gaussian:
         return Gaussian(
             (1 - weight) * a.mean + weight * b.mean, (1 - weight) * a.scale + weight * b.scale
         )
+
+    def embedding(self, condition: Gaussian) -> Tensor:
+        """The mean: as many tokens as it has numbers, each of width 1."""
+        return condition.mean.flatten(1)[..., None]
+
+    def with_embedding(self, condition: Gaussian, embedding: Tensor) -> Gaussian:
+        return Gaussian(embedding.view(-1, *condition.mean.shape[1:]), condition.scale)
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def variance(self, sigma: float, condition: Gaussian) -> float:
         """The variance of x at `sigma`."""

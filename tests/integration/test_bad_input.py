@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -239,3 +240,89 @@ def test_a_model_that_samples_in_other_coordinates(model):
     other = model.clone()
     other.add_object_patch("model_sampling", Sampling())
     invert(other, "COSMOS_RFLOW", "use an EPS or V model")
+
+
+def null_text(model: Any, path: Any, *said: str, **inputs: Any) -> None:
+    refused("NullTextInversion", *said, model=model, path=path, **({"negative": NEGATIVE} | inputs))
+
+
+def test_null_text_inversion_without_guidance(model, path):
+    null_text(model, path, "cfg is 1", "nothing to optimise", "such as 7.5", cfg=1.0)
+
+
+def test_null_text_inversion_without_iterations(model, path):
+    null_text(model, path, "inner_steps is 0", "Negative-Prompt Inversion", inner_steps=0)
+
+
+@pytest.mark.parametrize("name", ["NullTextInversion", "NegativePromptInversion"])
+def test_a_path_that_guidance_has_nothing_to_make_up_for(model, path, name):
+    def act(path: Any, *said: str) -> None:
+        more = {"model": model, "negative": NEGATIVE} if name == "NullTextInversion" else {}
+        refused(name, *said, path=path, **more)
+
+    inputs = {"positive": SOURCE, "negative": NEGATIVE, "latent_image": latent(), "steps": 2}
+    guided = results("DDIMInversion", model=model, cfg=2.0, **inputs)[0]
+    act(guided, "made at guidance 2", "set cfg of DDIM Inversion to 1")
+    act(dataclasses.replace(path, positive=[]), "no source prompt", "DDIM Inversion")
+    done = results("NegativePromptInversion", path=path)[0]
+    act(done, "has embeddings for its negative already")
+    regional = results("DDIMInversion", model=model, **(inputs | {"positive": SOURCE * 2}))[0]
+    act(regional, "has 2 parts", "a single CLIP Text Encode")
+
+
+def test_null_text_inversion_on_a_model_that_is_no_whole(comfy, path):
+    quantised = tiny_models.sd15()
+    quantised.model.diffusion_model.to(torch.float8_e4m3fn)
+    null_text(quantised, path, "quantised (float8_e4m3fn)", "Negative-Prompt Inversion")
+    distilled = tiny_models.sd15()
+    distilled.model.model_config.unet_config["guidance_embed"] = True
+    null_text(distilled, path, "guidance-distilled", "use a model with real guidance")
+
+
+def test_null_text_inversion_on_a_model_without_text(model, path):
+    wordless = model.clone()
+    extra_conds = wordless.model.extra_conds
+    wordless.model.extra_conds = lambda **given: {
+        name: cond for name, cond in extra_conds(**given).items() if name != "c_crossattn"
+    }
+    try:
+        null_text(wordless, path, "reads no text", "use a text-to-image model")
+    finally:
+        del wordless.model.extra_conds
+
+
+def test_null_text_inversion_on_a_model_that_is_streamed_from_memory(comfy, path):
+    import comfy.model_patcher
+
+    class Streamed(comfy.model_patcher.ModelPatcher):
+        """As ComfyUI's own where a graphics card has dynamic memory; here there may be none."""
+
+        non_dynamic_delegate_model = None
+        get_non_dynamic_delegate = comfy.model_patcher.ModelPatcherDynamic.get_non_dynamic_delegate
+
+        def is_dynamic(self) -> bool:
+            return True
+
+    from diffusion_path.samplers.denoiser import with_gradients
+
+    plain = tiny_models.sd15()
+    streamed = Streamed(plain.model, plain.load_device, plain.offload_device)
+    null_text(streamed, path, "streams this model's weights", "--disable-dynamic-vram")
+    streamed.cached_patcher_init = (lambda disable_dynamic: plain, ())
+    whole = with_gradients(streamed)
+    assert not whole.is_dynamic() and whole.model is plain.model
+
+
+def test_null_text_inversion_on_a_model_that_is_partly_elsewhere(model, path):
+    from diffusion_path.samplers.denoiser import run
+
+    def loop(denoiser: Any, conditions: dict, progress: Any) -> None:
+        inside = denoiser.model.diffusion_model.out
+        inside.elsewhere = torch.nn.Parameter(torch.zeros(1, device="meta"), requires_grad=False)
+        try:
+            with pytest.raises(ValueError, match="only a part of the model fits"):
+                denoiser.differentiable().__enter__()
+        finally:
+            del inside.elsewhere
+
+    run(model, {"positive": SOURCE}, path.clean, path.sigmas, loop, steps=1)

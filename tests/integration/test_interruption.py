@@ -16,7 +16,7 @@ from diffusion_path.tools.host import Server
 
 STEPS = 6
 SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
-NODES = ["DDIMInversion", "RecordPath", "DiffEditMask", "Sampler"]
+NODES = ["DDIMInversion", "RecordPath", "NullTextInversion", "DiffEditMask", "Sampler"]
 each_node = pytest.mark.parametrize("name", NODES)
 Run = Callable[..., list[torch.Tensor]]
 
@@ -37,6 +37,8 @@ def run(model: Any) -> Run:
     inputs: dict[str, dict] = {
         "DDIMInversion": {"positive": SOURCE, **steps},
         "RecordPath": prompts | steps,
+        "NullTextInversion": {"path": path, "negative": NEGATIVE, "inner_steps": 1}
+        | {"optimizer": "adam", "early_stop": 0.0},
         "DiffEditMask": {
             "source": SOURCE,
             "target": TARGET,
@@ -48,7 +50,8 @@ def run(model: Any) -> Run:
 
     def run(name: str, using: Any = model) -> list[torch.Tensor]:
         outputs = results(name, model=using, **inputs[name])
-        values = [getattr(value, "latents", value) for value in outputs]
+        prompts_aside = [value for value in outputs if not isinstance(value, list)]
+        values = [getattr(value, "latents", value) for value in prompts_aside]
         return [value["samples"] if isinstance(value, dict) else value for value in values]
 
     return run

@@ -13,6 +13,8 @@ NAMES = [
     "DemoModel",
     "DDIMInversion",
     "RecordPath",
+    "NullTextInversion",
+    "NegativePromptInversion",
     "DiffEditMask",
     "MDPEpsilon",
     "MDPCondition",
@@ -77,6 +79,11 @@ def test_a_node_has_a_help_page(name: str):
                 "cfg": 1.0,
             },
         ),
+        (
+            "NullTextInversion",
+            {"cfg": 7.5, "inner_steps": 10, "learning_rate": 0.01, "early_stop": 1e-5},
+        ),
+        ("NegativePromptInversion", {"proximal": "none", "quantile": 0.7, "reconstruction": 0.6}),
         ("RecordPath", {"seed": 0, "steps": 50, "cfg": 7.5, "spacing": "leading"}),
         (
             "DiffEditMask",

@@ -1,0 +1,274 @@
+"""Nodes that make guidance lead back to the source: null-text and negative-prompt inversion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io
+
+from ..inversion.negative_prompt import NORMS, Proximal
+from ..inversion.null_text import OPTIMIZERS, null_text_inversion, threshold
+from ..inversion.path import DiffusionPath
+from ..samplers.denoiser import ComfyDenoiser, run, scheduled, with_gradients
+from .pictures import loss_plot
+from .support import (
+    CATEGORY,
+    Path,
+    check_conditioning,
+    check_path,
+    names_itself,
+    tell,
+)
+
+STARTS = ["source", "negative"]
+
+
+def check_source(path: DiffusionPath) -> None:
+    """Raise if `path` is not one that was inverted under a prompt and without guidance."""
+    if path.null_embeddings is not None:
+        raise ValueError(
+            "the path has embeddings for its negative already; "
+            "connect the path that DDIM Inversion has made"
+        )
+    if path.cfg != 1:
+        raise ValueError(
+            f"the path was made at guidance {path.cfg:g}, and only one that was inverted at 1 has "
+            "anything to make up for; set cfg of DDIM Inversion to 1"
+        )
+    if not path.positive:
+        raise ValueError(
+            "the path holds no source prompt to be guided by; make it again with DDIM Inversion"
+        )
+
+
+class NullTextInversion(io.ComfyNode):
+    """Make guidance retrace an inverted path."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_NullTextInversion",
+            display_name="Null-Text Inversion",
+            category=f"{CATEGORY}/path",
+            description="Finds, for each step of an inverted path, the negative embedding with "
+            "which guidance leads back to the image. The sampler then uses them by itself.",
+            search_aliases=["null text", "null-text optimization", "NTI", "real image editing"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
+                Path.Input("path", tooltip="From DDIM Inversion, at its cfg of 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="The empty prompt; the embeddings found take its place. Read only if "
+                    "start_from is negative.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="The guidance scale that you will edit with.",
+                ),
+                io.Int.Input(
+                    "inner_steps",
+                    default=10,
+                    min=0,
+                    max=500,
+                    tooltip="At most as many iterations for each step; most steps need none.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.01,
+                    min=0.0001,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    tooltip="Of the adam optimizer. The line search finds its own.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "early_stop",
+                    default=1e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-7,
+                    round=False,
+                    tooltip="The error at which a step is good enough. Lower is more exact and "
+                    "slower.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    options=STARTS,
+                    default="source",
+                    tooltip="The embedding that the first step starts from: the source prompt's, "
+                    "which is nearly right already, or the negative's, as in the paper.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default="line search",
+                    tooltip="line search takes few iterations; adam is the paper's.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                Path.Output(
+                    display_name="path",
+                    tooltip="The path with its embeddings: for the Diffusion Path Sampler, which "
+                    "uses them in place of its negative.",
+                ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The embeddings, each for its own steps: the negative of ComfyUI's "
+                    "samplers with euler, the same noise levels and the noise of DDIM Inversion.",
+                ),
+                io.Image.Output(
+                    display_name="loss_plot", tooltip="The error of each step, before and after."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls,
+        model,
+        path,
+        negative,
+        cfg,
+        inner_steps,
+        learning_rate,
+        early_stop,
+        start_from,
+        optimizer,
+    ) -> io.NodeOutput:
+        check_path(model, path)
+        check_source(path)
+        check_conditioning(model, negative, "negative")
+        if cfg == 1:
+            raise ValueError(
+                "cfg is 1, which is no guidance, and there is nothing to optimise; "
+                "choose the scale that you will edit with, such as 7.5"
+            )
+        if inner_steps < 1:
+            raise ValueError(
+                "inner_steps is 0, so nothing would be optimised; "
+                "use 1 or more, or Negative-Prompt Inversion"
+            )
+        model = with_gradients(model)
+        null = path.positive if start_from == "source" else negative
+
+        def invert(denoiser: ComfyDenoiser, conditions, progress):
+            latents = denoiser.path_in(path).latents
+            found = null_text_inversion(
+                denoiser,
+                latents,
+                path.sigmas,
+                conditions["positive"],
+                conditions["null"],
+                cfg=cfg,
+                inner_steps=inner_steps,
+                optimizer=optimizer,
+                learning_rate=learning_rate,
+                early_stop=early_stop,
+                progress=progress,
+            )
+            return found, denoiser.evaluations
+
+        prompts = {"positive": path.positive, "null": null}
+        found, evaluations = run(
+            model, prompts, path.clean, path.sigmas, invert, steps=path.steps * inner_steps
+        )
+        embeddings = found.embeddings.to(path.latents.device)
+        path = replace(path, negative=null, cfg=cfg, null_embeddings=embeddings)
+        errors = [torch.stack(tried).mean(dim=1).tolist() for tried in found.losses]
+        limits = [threshold(early_stop, i, path.steps) for i in range(path.steps)]
+        plot = loss_plot([tried[0] for tried in errors], [tried[-1] for tried in errors], limits)
+        idle = sum(len(tried) == 1 for tried in errors)
+        text = (
+            f"{path.steps} steps, {evaluations} network evaluations and {found.gradients} "
+            f"backwards; {idle} steps needed no optimisation; "
+            f"error of the last step {errors[-1][-1]:.1e}"
+        )
+        return io.NodeOutput(path, scheduled(model, path), plot, ui=tell(cls, text, plot))
+
+
+class NegativePromptInversion(io.ComfyNode):
+    """Use the source prompt as the negative."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_NegativePromptInversion",
+            display_name="Negative-Prompt Inversion",
+            category=f"{CATEGORY}/path",
+            description="Makes the source prompt the negative of an inverted path, so that "
+            "guidance pulls only where the new prompt differs. Costs nothing; null-text inversion "
+            "is more exact.",
+            search_aliases=["NPI", "proximal guidance", "ProxEdit", "ProxNPI", "null text"],
+            inputs=[
+                Path.Input("path", tooltip="From DDIM Inversion, at its cfg of 1."),
+                io.Combo.Input(
+                    "proximal",
+                    options=["none", *NORMS],
+                    default="none",
+                    tooltip="Proximal guidance, which holds the edit to what it has to change: l0 "
+                    "leaves out where the two prompts hardly differ, l1 also softens the rest.",
+                ),
+                io.Float.Input(
+                    "quantile",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the picture counts as hardly different: higher keeps more "
+                    "of the source. Without effect if proximal is none.",
+                ),
+                io.Float.Input(
+                    "reconstruction",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From this part of the path on, what proximal guidance leaves out is "
+                    "the source itself; 1 is never.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                Path.Output(
+                    display_name="path",
+                    tooltip="The path with its negative, for the Diffusion Path Sampler, which "
+                    "uses it in place of its own.",
+                ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The source prompt, as the negative of ComfyUI's samplers.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, path, proximal, quantile, reconstruction) -> io.NodeOutput:
+        check_source(path)
+        if len(path.positive) != 1:
+            raise ValueError(
+                f"the source prompt has {len(path.positive)} parts, of which only one can become "
+                "the negative; invert with the output of a single CLIP Text Encode"
+            )
+        path = replace(
+            path,
+            negative=path.positive,
+            null_embeddings=path.positive[0][0].float()[None],
+            proximal=(
+                None
+                if proximal == "none"
+                else Proximal(norm=proximal, quantile=quantile, reconstruction=reconstruction)
+            ),
+        )
+        return io.NodeOutput(path, path.negative)

@@ -1,0 +1,90 @@
+"""What a network needs for a backward pass through it: ordinary weights, and memory.
+
+Under ComfyUI weights are inference tensors, which autograd refuses to keep for the way back. An
+alias of the same memory, made outside inference mode, it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def ordinary_weights(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, weights that are inference tensors are replaced by ordinary ones, without a copy.
+
+    Afterwards the very same tensors as before are back in their places.
+    """
+    replaced: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+    try:
+        for network in networks:
+            for module in network.modules():
+                tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+                for tensors in tables:
+                    for name, tensor in tensors.items():
+                        if tensor is not None and tensor.is_inference():
+                            tensors[name] = ordinary = alias(tensor)
+                            replaced.append((tensors, name, ordinary, tensor))
+        yield
+    finally:
+        for tensors, name, ordinary, tensor in replaced:
+            if tensors.get(name) is ordinary:  # else a weight hook has put its own there
+                tensors[name] = tensor
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """An ordinary tensor on the memory of an inference tensor."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    ordinary = empty.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(ordinary, requires_grad=False)
+    return ordinary
+
+
+@contextmanager
+def checkpointed(network: nn.Module) -> Iterator[None]:
+    """Inside, the network's blocks compute again on the way back what they have not kept.
+
+    That takes a third more time and a fraction of the memory (Chen et al. 2016, arXiv 1604.06174).
+    """
+    with ExitStack() as undo:
+        for block in blocks(network):
+            own = block.__dict__.get("forward")
+            undo.callback(_restore, block, own)
+            block.forward = partial(_forgetful, block.forward)
+        yield
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The outermost parts that a network calls one after the other."""
+    for child in network.children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+            yield from blocks(child)
+        elif any(True for _ in child.children()):
+            yield child
+
+
+def _restore(block: nn.Module, own: Any) -> None:
+    if own is None:
+        del block.__dict__["forward"]
+    else:
+        block.__dict__["forward"] = own
+
+
+def _forgetful(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """`forward` under a checkpoint; options are copied, for the network changes them later on."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    copies = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
+    named = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
+    compute = partial(forward, **named)
+    return checkpoint(compute, *copies, use_reentrant=False, preserve_rng_state=False)

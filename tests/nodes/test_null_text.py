@@ -1,0 +1,361 @@
+"""Null-text and negative-prompt inversion on networks in the real ComfyUI."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_path.tests import tiny_models
+from diffusion_path.tests.calls import call, edited, network_calls, results, state, text
+
+STEPS, CFG = 5, 3.0
+ADAM = {"optimizer": "adam", "start_from": "negative"}
+WAYS: dict[str, dict] = {"source": {}, "negative": {"start_from": "negative"}, "adam": ADAM}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+class Family(NamedTuple):
+    """A tiny model of a family with prompts for it, and the path of two pictures."""
+
+    model: Any
+    source: list
+    negative: list
+    path: Any
+    noise: dict
+
+    def invert(self, path: Any = None, **inputs: Any) -> Any:
+        """Null-text inversion, exact enough to be seen in these models of random weights."""
+        defaults = {"model": self.model, "negative": self.negative, "cfg": CFG}
+        defaults |= {"early_stop": 1e-9, "inner_steps": 3, "path": path or self.path}
+        return call("NullTextInversion", **(defaults | inputs))
+
+    def retrace(self, path: Any, **inputs: Any) -> Tensor:
+        """The picture that the sampler makes of the path under its own prompt."""
+        model = inputs.pop("model", self.model)
+        return edited(model, path, self.source, self.negative, **({"cfg": CFG} | inputs))
+
+    def missed(self, path: Any, **inputs: Any) -> float:
+        return float((self.retrace(path, **inputs) - path.clean).norm())
+
+
+def family_of(name: str, batch: int = 2, **options: Any) -> Family:
+    width = {"sd15": 16, "sd2_v": 24, "sdxl": 16, "sd3": 32}[name]
+    pooled = {"sdxl": 1280, "sd3": 2048}.get(name)
+    source, negative = (tiny_models.conditioning(width, pooled=pooled, seed=s) for s in (0, 1))
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(batch, 16 if name == "sd3" else 4, 8, 12, generator=generator)
+    with torch.inference_mode():  # as the executor loads models: their weights cannot be trained
+        model = getattr(tiny_models, name)(**options)
+    inputs = {"positive": source, "latent_image": {"samples": picture}, "steps": STEPS}
+    path, noise = results("DDIMInversion", model=model, **inputs)
+    return Family(model, source, negative, path, noise)
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd2_v", "sdxl", "sd3"])
+def family(request: pytest.FixtureRequest, comfy: Path) -> Family:
+    return family_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def sd15(comfy: Path) -> Family:
+    return family_of("sd15")
+
+
+@each_way
+def test_guidance_comes_closer_to_the_source_and_the_model_stays_as_it_was(
+    family: Family, way: str
+):
+    before = state(family.model)
+    path, negative, plot = family.invert(**WAYS[way]).args
+    assert state(family.model) == before
+    embeddings = path.null_embeddings
+    assert embeddings.shape == (STEPS, 2, *family.source[0][0].shape[1:])
+    assert embeddings.dtype == torch.float32 and not embeddings.requires_grad
+    assert bool(torch.isfinite(embeddings).all())
+    start = family.source if way == "source" else family.negative
+    plain = dataclasses.replace(path, null_embeddings=start[0][0][None], negative=start)
+    assert family.missed(path) < 0.999 * family.missed(plain)
+    assert len(negative) == STEPS
+    assert plot.ndim == 4 and plot.shape[-1] == 3 and float(plot.min()) < float(plot.max()) <= 1
+
+
+def test_weights_are_the_very_same_tensors_afterwards(sd15: Family):
+    before = list(sd15.model.model.diffusion_model.state_dict(keep_vars=True).values())
+    assert any(weight.is_inference() for weight in before)
+    sd15.invert(**WAYS["negative"])
+    after = sd15.model.model.diffusion_model.state_dict(keep_vars=True).values()
+    assert all(a is b for a, b in zip(after, before, strict=True))
+    assert all(weight.grad is None for weight in before)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if isinstance(one, Tensor)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("way", ["source", "adam"])
+def test_nothing_is_kept_alive_but_the_outputs(sd15: Family, way: str):
+    sd15.invert(**WAYS[way])
+    before = live_bytes()
+    output = sd15.invert(**WAYS[way])
+    assert live_bytes() > before
+    graphs = [one for one in gc.get_objects() if isinstance(one, Tensor) and one.grad_fn]
+    assert not graphs
+    del output
+    assert live_bytes() <= before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_will_do(comfy: Path, dtype: torch.dtype):
+    """The loss that is left is of the size that such weights round to."""
+    half = family_of("sd15", batch=1, dtype=dtype)
+    assert half.model.model.get_dtype() == dtype
+    path, _, _ = half.invert(start_from="negative", cfg=7.5).args
+    assert path.null_embeddings.dtype == torch.float32
+    plain = dataclasses.replace(path, null_embeddings=half.negative[0][0][None])
+    assert half.missed(path, cfg=7.5) < 0.999 * half.missed(plain, cfg=7.5)
+
+
+def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
+    from diffusion_path.inversion.null_text import null_text_inversion
+    from diffusion_path.samplers.denoiser import run
+
+    kept: dict[bool, int] = {}
+
+    def loop(sparing: bool) -> Callable:
+        def loop(denoiser: Any, conditions: dict, progress: Any) -> Tensor:
+            roomy = denoiser.differentiable
+            denoiser.differentiable = lambda: roomy(sparing)
+            alive: dict[int, int] = {}
+
+            def keep(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                alive[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            latents = denoiser.path_in(sd15.path).latents
+            options = {"cfg": CFG, "inner_steps": 1, "early_stop": 1e-9}
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                prompts = conditions["source"], conditions["null"]
+                found = null_text_inversion(
+                    denoiser, latents, sd15.path.sigmas, *prompts, **options
+                )
+            weights = denoiser.model.diffusion_model.parameters()
+            own = {weight.untyped_storage().data_ptr() for weight in weights}
+            kept[sparing] = sum(size for place, size in alive.items() if place not in own)
+            return found.embeddings
+
+        return loop
+
+    prompts = {"source": sd15.source, "null": sd15.negative}
+    with torch.inference_mode():
+        both = [
+            run(sd15.model, prompts, sd15.path.clean, sd15.path.sigmas, loop(sparing), steps=STEPS)
+            for sparing in (False, True)
+        ]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+    assert kept[True] < kept[False] / 3
+
+
+@each_way
+def test_the_negative_drives_comfyuis_own_sampler(family: Family, way: str):
+    import comfy.sample
+    import comfy.samplers
+
+    path, negative, _ = family.invert(**WAYS[way]).args
+    noise = family.noise["samples"]
+    euler = comfy.samplers.sampler_object("euler")
+    arguments = (euler, path.sigmas, family.source, negative, noise)
+    with torch.inference_mode():
+        theirs = comfy.sample.sample_custom(
+            family.model, torch.zeros_like(noise), CFG, *arguments, seed=0
+        )
+    torch.testing.assert_close(theirs, family.retrace(path), rtol=1e-3, atol=1e-3)
+
+
+def test_it_costs_what_it_says(sd15: Family):
+    for way in WAYS.values():
+        with network_calls(sd15.model, 2) as calls:
+            output = sd15.invert(**way)
+        said = re.search(r"(\d+) network evaluations and (\d+) backwards", text(output))
+        assert said and int(said[1]) == calls.evaluations
+    with network_calls(sd15.model, 2) as calls:
+        output = sd15.invert(early_stop=1.0)
+    assert calls.evaluations == STEPS
+    assert f"{STEPS} network evaluations and 0 backwards; {STEPS} steps needed" in text(output)
+
+
+def test_the_sampler_uses_the_embeddings_by_itself_in_place_of_its_negative(sd15: Family):
+    path, _, _ = sd15.invert(**WAYS["negative"]).args
+    other = tiny_models.conditioning(16, seed=7)
+    output = call("Sampler", model=sd15.model, path=path, positive=sd15.source, negative=other)
+    latent = output.args[0]["samples"]
+    assert torch.equal(latent, edited(sd15.model, path, sd15.source, sd15.negative))
+    assert "the path's own embeddings, made for cfg 3" in text(output)
+    late = results(
+        "Sampler",
+        model=sd15.model,
+        path=path,
+        positive=sd15.source,
+        negative=other,
+        cfg=CFG,
+        start=0.4,
+    )[2]
+    assert torch.equal(late.null_embeddings, path.null_embeddings[2:])
+
+
+def test_an_edited_path_can_be_walked_again_as_it_was(sd15: Family):
+    path, _, _ = sd15.invert(**WAYS["negative"]).args
+    target = tiny_models.conditioning(16, seed=7)
+    inputs = {"model": sd15.model, "positive": target, "negative": sd15.negative, "cfg": CFG}
+    once = results("Sampler", path=path, **inputs)[2]
+    assert torch.equal(results("Sampler", path=once, **inputs)[2].latents, once.latents)
+
+
+def test_a_file_keeps_embeddings_and_proximal_guidance(sd15: Family, tmp_path: Path):
+    from diffusion_path.inversion.path import load_path, save_path
+
+    for path in (
+        sd15.invert(**ADAM).args[0],
+        results("NegativePromptInversion", path=sd15.path, proximal="l1", quantile=0.6)[0],
+    ):
+        save_path(path, tmp_path / "path.safetensors")
+        loaded = load_path(tmp_path / "path.safetensors")
+        assert torch.equal(loaded.null_embeddings, path.null_embeddings)
+        assert loaded.proximal == path.proximal
+        assert torch.equal(sd15.retrace(loaded), sd15.retrace(path))
+
+
+def test_a_lora_acts_and_is_gone_afterwards(sd15: Family):
+    patched = sd15.model.clone()
+    weights = sd15.model.model.state_dict()
+    keys = [key for key in weights if key.endswith("attn2.to_k.weight")]
+    patched.add_patches({key: (torch.ones_like(weights[key]),) for key in keys}, 0.3)
+    before = state(sd15.model)
+    plain = sd15.invert(start_from="negative").args[0].null_embeddings
+    found = sd15.invert(model=patched, start_from="negative").args[0]
+    assert not torch.allclose(found.null_embeddings, plain)
+    bare = dataclasses.replace(found, null_embeddings=sd15.negative[0][0][None])
+    assert sd15.missed(found, model=patched) < 0.999 * sd15.missed(bare, model=patched)
+    assert torch.equal(sd15.invert(start_from="negative").args[0].null_embeddings, plain)
+    assert state(sd15.model) == before
+
+
+def test_it_goes_through_a_controlnet_too(sd15: Family):
+    control = tiny_models.controlnet()
+    hint = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+    import nodes
+
+    with torch.inference_mode():
+        apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+        source, negative = apply(sd15.source, sd15.negative, control, hint, 1.0, 0.0, 1.0)
+    weights = [weight.clone() for weight in control.control_model.parameters()]
+    picture = {"samples": sd15.path.clean}
+    inputs = {"model": sd15.model, "positive": source, "latent_image": picture, "steps": STEPS}
+    path = results("DDIMInversion", **inputs)[0]
+    assert not torch.allclose(path.latents[0], sd15.path.latents[0])
+    before = state(sd15.model)
+    found = sd15.invert(path, negative=negative, start_from="negative").args[0]
+    bare = dataclasses.replace(found, null_embeddings=negative[0][0][None])
+
+    def missed(path: Any) -> float:
+        return float((edited(sd15.model, path, source, negative, cfg=CFG) - path.clean).norm())
+
+    assert missed(found) < 0.999 * missed(bare)
+    assert state(sd15.model) == before
+    after = control.control_model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(after, weights, strict=True))
+
+
+def test_the_pooled_vector_stays_that_of_the_prompt_it_starts_from(comfy: Path):
+    family = family_of("sdxl")
+    for start, prompt in (("source", family.source), ("negative", family.negative)):
+        _, negative, _ = family.invert(start_from=start).args
+        pooled = prompt[0][1]["pooled_output"]
+        assert all(torch.equal(options["pooled_output"], pooled) for _, options in negative)
+
+
+def test_reading_the_source_off_its_path_is_direct_inversions_rectification(sd15: Family):
+    """PnP inversion (Ju et al., ICLR 2024, algorithm 1): at each step the source branch is moved
+    by its distance from the stored latent, o_i = x_A[i+1] - step(x_A[i]); so it is the path."""
+    from diffusion_path.samplers.denoiser import run
+
+    path = sd15.path
+
+    def rectified(denoiser: Any, conditions: dict, progress: Any) -> Tensor:
+        stored, sigmas = denoiser.path_in(path).latents, path.sigmas.tolist()
+        x, walked = stored[0], [stored[0]]
+        prompts = conditions["source"], conditions["negative"]
+
+        def step(x: Tensor, i: int) -> Tensor:
+            guided, _ = denoiser.guided(x, sigmas[i], *prompts, CFG)
+            return x + (sigmas[i + 1] - sigmas[i]) * (x - guided) / sigmas[i]
+
+        for i in range(path.steps):
+            offset = stored[i + 1] - step(stored[i], i)
+            x = step(x, i) + offset
+            walked.append(x)
+        return denoiser.latents_out(torch.stack(walked))
+
+    prompts = {"source": sd15.source, "negative": sd15.negative}
+    with torch.inference_mode():
+        walked = run(sd15.model, prompts, path.clean, path.sigmas, rectified, steps=STEPS)
+    torch.testing.assert_close(walked, path.latents, rtol=1e-4, atol=1e-4)
+    source = results(
+        "Sampler", model=sd15.model, path=path, positive=sd15.source, negative=sd15.negative
+    )[1]["samples"]
+    assert torch.equal(source, path.clean)
+
+
+def test_the_source_prompt_as_negative_is_free_and_leads_back(sd15: Family):
+    picture = {"samples": sd15.path.clean}
+    inputs = {"positive": sd15.source, "latent_image": picture, "steps": STEPS}
+    exact = results("DDIMInversion", model=sd15.model, fixed_point_iterations=20, **inputs)[0]
+    with network_calls(sd15.model) as calls:
+        path, negative = results("NegativePromptInversion", path=exact)
+    assert calls.calls == 0
+    assert torch.equal(negative[0][0], sd15.source[0][0])
+    torch.testing.assert_close(sd15.retrace(path), path.clean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("proximal", ["l0", "l1"])
+def test_proximal_guidance_holds_the_edit_back(sd15: Family, proximal: str):
+    target = tiny_models.conditioning(16, seed=7)
+
+    def moved(**inputs: Any) -> float:
+        path, _ = results("NegativePromptInversion", path=sd15.path, **inputs)
+        latent = edited(sd15.model, path, target, sd15.negative, cfg=CFG)
+        return float((latent - path.clean).norm())
+
+    free = moved()
+    assert moved(proximal=proximal, quantile=0.9) < moved(proximal=proximal, quantile=0.5) < free
+
+
+def test_averaging_is_that_of_the_last_estimates(sd15: Family):
+    """With as many repeats, and only the last estimate, it is the plain fixed point."""
+    inputs = {
+        "model": sd15.model,
+        "positive": sd15.source,
+        "latent_image": {"samples": sd15.path.clean},
+        "steps": 1,
+        "fixed_point_iterations": 2,
+    }
+    start = {"steps": 1, "fixed_point_iterations": 0}
+    estimates = [
+        results("DDIMInversion", **(inputs | start | {"fixed_point_iterations": k}))[0].latents[0]
+        for k in range(3)
+    ]
+    for average in (1, 2, 3):
+        found = results("DDIMInversion", average=average, **inputs)[0].latents[0]
+        wanted = torch.stack(estimates[-average:]).mean(dim=0)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
