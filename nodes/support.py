@@ -21,6 +21,7 @@ from ..samplers.schedules import SPACINGS, kept_steps, spaced_sigmas
 CATEGORY = "diffusion path"
 Path = io.Custom("DIFFUSION_PATH")
 PathEdits = io.Custom("DIFFUSION_PATH_EDITS")
+Prompts = io.Custom("DIFFUSION_PATH_PROMPTS")
 
 
 def edits_input() -> io.Input:

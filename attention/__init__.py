@@ -1,0 +1,1 @@
+"""What the cross-attention sees of a prompt, and how two prompts' tokens belong together."""

@@ -1,0 +1,216 @@
+"""A step's changes of attention, as patches of ComfyUI's attention layers for one prediction.
+
+The patches live in the options that are handed to that prediction, never on a model: there is
+nothing to take away again, also not after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.model_patcher import create_model_options_clone
+from torch import Tensor, nn
+
+from .plan import Attention, Maps, Seen, Watch, edited
+
+Layer = tuple[str, int, int]
+"""A layer by ComfyUI's names: the block's kind and number, and the number within it."""
+
+Chunk = tuple[int, Any]
+"""A part of a call's batch: the number of its condition among those of the call, and its id."""
+
+Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+"""From queries, keys and values (rows, tokens, width) to a layer's output."""
+
+
+def attention_layers(network: nn.Module) -> list[Layer]:
+    """The layers of a UNet that have both kinds of attention; none for another network."""
+    if not hasattr(network, "input_blocks"):
+        return []
+    parts = {"input": network.input_blocks, "middle": [network.middle_block]}
+    parts["output"] = network.output_blocks
+    return [
+        (name, number, index)
+        for name, blocks in parts.items()
+        for number, block in enumerate(blocks)
+        for module in block.modules()
+        if isinstance(module, SpatialTransformer)
+        for index, layer in enumerate(module.transformer_blocks)
+        if layer.attn2 is not None and not layer.disable_self_attn
+    ]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Any = None) -> Tensor:
+    """ComfyUI's attention, and whatever other packs have put in its place."""
+    named = {"attn_precision": options["attn_precision"], "transformer_options": options}
+    return optimized_attention(q, k, v, options["n_heads"], mask=mask, **named)
+
+
+class Control:
+    """One prediction's changes of attention.
+
+    The source's part may come in the same call of the network as the target's, in an earlier one,
+    or too late: ComfyUI groups conditions by what memory allows. Its queries and keys are kept only
+    where some of the target is still to come.
+
+    Attributes:
+        kept: bytes of the source's queries and keys that were kept.
+        missed: whether the target came before the source; then its prediction is void.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        layers: Sequence[Layer],
+        target: Sequence[Chunk],
+        source: Chunk | None,
+    ) -> None:
+        self.attention, self.layers = attention, layers
+        self.target, self.source = set(target), source
+        self.kept, self.missed = 0, False
+        self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
+        self._seen: dict[Watch, list[Tensor]] = {}
+
+    @property
+    def seen(self) -> Seen:
+        """What was watched: the mean over the layers."""
+        return {watch: torch.stack(maps).mean(dim=0) for watch, maps in self._seen.items()}
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """The options with the patches in them; those given stay as they are."""
+        options = create_model_options_clone(model_options)
+        replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
+        for name, patch in (("attn1", self.self_attention), ("attn2", self.cross_attention)):
+            theirs = replaced.get(name, {})
+            before = {layer: theirs.get(layer, theirs.get(layer[:2])) for layer in self.layers}
+            replaced[name] = {**theirs, **{k: partial(patch, k, v) for k, v in before.items()}}
+        return options
+
+    def self_attention(
+        self,
+        layer: Layer,
+        theirs: Patch | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The target's maps are the source's if its queries and keys are."""
+        target, source = self._parts(q, options)
+        if q.shape[1] <= self.attention.self_limit**2:
+            theirs_too = self._source("attn1", layer, q, k, target, source)
+            if theirs_too is not None and target:
+                q, k = q.clone(), k.clone()
+                for part in target:
+                    q[part], k[part] = theirs_too
+        return attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+
+    def cross_attention(
+        self,
+        layer: Layer,
+        theirs: Patch | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The target's maps as edited; what another pack's patch adds to a layer stays."""
+        out = attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+        target, source = self._parts(q, options)
+        injected = None
+        if self.attention.mapper is not None:
+            theirs_too = self._source("attn2", layer, q, k, target, source)
+            if theirs_too is None and target:
+                return out
+            if theirs_too is not None:
+                injected = partial(_product, *theirs_too, options=options)
+        size = tuple(options["activations_shape"][-2:])
+        for part in target:
+            own = partial(_product, q[part], k[part], options=options)
+            biased = own
+            if self.attention.painted:
+                mask = self._bias(q[part], k[part], size, options)
+                biased = partial(own, mask=mask)
+            maps = edited(self.attention, biased, injected)
+            if self.attention.changes_cross:
+                out[part] = maps(v[part]) + (0 if theirs is None else out[part] - own(v[part]))
+            self._watch(maps, q[part], k, size, options, of_source=False)
+        if source is not None:
+            maps = partial(_product, q[source], k[source], options=options)
+            self._watch(maps, q[source], k, size, options, of_source=True)
+        return out
+
+    def _parts(self, q: Tensor, options: dict[str, Any]) -> tuple[list[slice], slice | None]:
+        """Which rows of a call are the target's and the source's."""
+        chunks = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+        rows = len(q) // len(chunks)
+        parts = {chunk: slice(i * rows, (i + 1) * rows) for i, chunk in enumerate(chunks)}
+        target = [part for chunk, part in parts.items() if chunk in self.target]
+        return target, parts.get(self.source) if self.source else None
+
+    def _source(
+        self,
+        kind: str,
+        layer: Layer,
+        q: Tensor,
+        k: Tensor,
+        target: list[slice],
+        source: slice | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The source's queries and keys in a layer; None if they are not there yet."""
+        if source is None:
+            here = self._store.get((kind, layer))
+            self.missed |= here is None and bool(target)
+            return here
+        here = q[source], k[source]
+        if len(target) < len(self.target):
+            self._store[kind, layer] = here[0].clone(), here[1].clone()
+            self.kept += sum(tensor.numel() * tensor.element_size() for tensor in here)
+        return here
+
+    def _bias(self, q: Tensor, k: Tensor, size: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+        """What is added to the scores (B, pixels, tokens) for the painted phrases."""
+        heads, width = options["n_heads"], options["dim_head"]
+        queries = q.unflatten(-1, (heads, width)).float()
+        keys = k.unflatten(-1, (heads, width)).float()
+        scores = torch.einsum("bphd,bthd->bhpt", queries, keys) * width**-0.5
+        peak = scores.amax(dim=(1, 2, 3))
+        added = sum(painted.scores(peak, *size) for painted in self.attention.painted)
+        assert isinstance(added, Tensor)
+        return added.repeat(1, 1, k.shape[1] // added.shape[2]).to(q.dtype)
+
+    def _watch(
+        self,
+        maps: Maps,
+        q: Tensor,
+        k: Tensor,
+        size: tuple[int, ...],
+        options: dict[str, Any],
+        of_source: bool,
+    ) -> None:
+        """Look at a layer's maps: with values that are 1 at a word's tokens."""
+        heads, width = options["n_heads"], options["dim_head"]
+        for watch in self.attention.watched:
+            if watch.source != of_source or min(size) != watch.resolution:
+                continue
+            weights = watch.weights.to(q).repeat(k.shape[1] // len(watch.weights), 1)
+            seen = []
+            for some in weights.split(width, dim=1):
+                values = q.new_zeros(len(q), len(weights), heads, width)
+                values[..., : some.shape[1]] = some[:, None]
+                product = maps(values.flatten(2)).unflatten(-1, (heads, width))
+                seen.append(product[..., : some.shape[1]].float().mean(dim=2))
+            found = torch.cat(seen, dim=-1).movedim(-1, 1).unflatten(-1, size)
+            self._seen.setdefault(watch, []).append(found)
+
+
+def _product(
+    q: Tensor, k: Tensor, values: Tensor, options: dict[str, Any], mask: Tensor | None = None
+) -> Tensor:
+    """The maps of `q` and `k`, times values for each token, or for the first copy of them."""
+    values = values.repeat(1, k.shape[1] // values.shape[1], 1)
+    return attend(q, k, values, options, mask)

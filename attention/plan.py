@@ -1,0 +1,140 @@
+"""What a step changes in the attention of its prediction: a description, and its algebra.
+
+A layer's output is `M v`, maps times values, and every edit of maps here is linear in them:
+
+    M' = M_source A + M_own diag(b)   gives   M' v = M_source (A v) + M_own (b v)
+
+So no map is ever needed as such. What would be done to the maps is done to the values, and any
+attention, however it is computed, does the rest. Even looking at a map is such a product: with
+values that are 1 at a word's tokens, `M' v` is the map of that word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .align import Prompt
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Watch:
+    """Maps to look at: the mean over heads, and over the cross-attention layers of one size.
+
+    Attributes:
+        weights: how much each of the prompt's tokens counts in each of n maps (tokens, n).
+        resolution: the shorter side of the layers that count, in their pixels.
+        source: whether to look at the source's maps; else at the target's, as edited.
+    """
+
+    weights: Tensor
+    resolution: int
+    source: bool = False
+
+
+Seen = dict[Watch, Tensor]
+"""What was seen (B, n, height, width)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Painted:
+    """A phrase and where in the picture it belongs.
+
+    Attributes:
+        tokens: 1 for each of the prompt's tokens that is the phrase's, else 0 (tokens,).
+        mask: where (1 or B, height, width), 0 to 1, of the picture's proportions.
+        strength: what is added to the scores there, in parts of the layer's largest score.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    strength: float
+
+    def scores(self, peak: Tensor, height: int, width: int) -> Tensor:
+        """What a layer of that size adds to its scores (B, pixels, tokens).
+
+        Args:
+            peak: its largest score for each picture (B,).
+        """
+        mask = F.interpolate(self.mask[:, None].to(peak), (height, width), mode="area").flatten(1)
+        places = mask[:, :, None] * self.tokens.to(peak)
+        return self.strength * peak[:, None, None] * places
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attention:
+    """What one step changes; the default changes nothing. S and T are source and target tokens.
+
+    Attributes:
+        source, target: the prompts whose tokens are meant; None if nothing refers to it.
+        mapper: what the target's maps take of the source's: `M_source @ mapper` (S, T).
+        own: what they keep of their own (T,), 0 to 1; None is all.
+        scale: a factor for each of the target's tokens (T,); None is 1.
+        self_limit: self-attention maps of at most this many pixels squared are the source's.
+        painted: phrases that are told their places.
+        watched: what to look at.
+    """
+
+    source: Prompt | None = None
+    target: Prompt | None = None
+    mapper: Tensor | None = None
+    own: Tensor | None = None
+    scale: Tensor | None = None
+    self_limit: int = 0
+    painted: tuple[Painted, ...] = ()
+    watched: tuple[Watch, ...] = ()
+
+    @property
+    def injects(self) -> bool:
+        """Whether the target's prediction takes something of the source's."""
+        return self.mapper is not None or self.self_limit > 0
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source's prediction has to be made as well."""
+        return self.injects or any(watch.source for watch in self.watched)
+
+    @property
+    def changes_cross(self) -> bool:
+        """Whether the target's cross-attention is another than its own."""
+        return self.mapper is not None or self.scale is not None or bool(self.painted)
+
+    def __bool__(self) -> bool:
+        return self.needs_source or self.changes_cross or bool(self.watched)
+
+
+Maps = Callable[[Tensor], Tensor]
+"""Maps as a function of the values they are multiplied with: (B, tokens, width) to (B, pixels,
+width)."""
+
+
+def edited(attention: Attention, own: Maps, source: Maps | None) -> Maps:
+    """The target's maps `M'` as edited, from its own and the source's.
+
+    A call may hold a prompt's tokens several times over, one copy behind the other, which leaves
+    attention as it is; then their maps are shared out among the copies.
+    """
+
+    def maps(values: Tensor) -> Tensor:
+        values = _columns(values, attention.scale)
+        if attention.mapper is None or source is None:
+            return own(values)
+        mapper = attention.mapper.to(values)
+        injected = source(torch.einsum("st,btw->bsw", mapper, values[:, : mapper.shape[1]]))
+        if attention.own is not None and not bool(attention.own.any()):
+            return injected
+        return own(_columns(values, attention.own)) + injected
+
+    return maps
+
+
+def _columns(values: Tensor, factors: Tensor | None) -> Tensor:
+    """`values` (B, tokens, width), those of each token times its factor."""
+    if factors is None:
+        return values
+    copies = values.shape[1] // len(factors)
+    return values * factors.to(values).repeat(copies)[:, None]
