@@ -12,6 +12,7 @@ import enum
 import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ class Prompt:
         length = len(words.split())
         phrases = [" ".join(texts[i : i + length]) for i in range(len(texts) - length + 1)]
         near = difflib.get_close_matches(words.strip().lower(), [*phrases, *texts], n=1)
-        advice = f'did you mean "{near[0]}"?' if near else "use words that it has"
+        advice = f'the nearest there is "{near[0]}"' if near else "use words that it has"
         return f'"{self.text}"; {advice}'
 
 
@@ -232,3 +233,39 @@ def _alignment(mapper: Tensor) -> Alignment:
 def _plain(text: str) -> str:
     """`text` as words are compared: without spaces and capitals."""
     return "".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def summary(pair: PromptPair) -> str:
+    """What becomes of which word, line by line, under the alignment that `automatic` takes.
+
+    `· horse → zebra` is a word that takes another's place, `+ red` one that is new, `− red` one
+    that is gone; the others are as they were.
+    """
+    mode, alignment = automatic(pair)
+    source, target = pair.source, pair.target
+    owner = {column: i for i, word in enumerate(source.words) for column in word.tokens}
+    told: list[tuple[str, str]] = []  # a sign, none for a word that is as it was, and the text
+    added: list[tuple[str, str]] = []
+    next_old = 0
+
+    for word in target.words:
+        columns = list(word.tokens)
+        olds = sorted({owner[int(i)] for i in alignment.mapper[:, columns].sum(1).nonzero()})
+        if not olds:
+            added.append(("+ ", word.text))
+            continue
+        told += [("− ", old.text) for old in source.words[next_old : olds[0]]] + added
+        text = " ".join(source.words[i].text for i in olds)
+        same = text == word.text and not alignment.new[columns].any()
+        told.append(("", text) if same else ("· ", f"{text} → {word.text}"))
+        next_old, added = max(next_old, olds[-1] + 1), []
+    told += [("− ", old.text) for old in source.words[next_old:]] + added
+
+    lines = [
+        f"{mode}: {len(source.words)} → {len(target.words)} words, "
+        f"{len(_content(source.tokens))} → {len(_content(target.tokens))} tokens"
+    ]
+    for sign, run in groupby(told, key=lambda one: one[0]):
+        texts = [text for _, text in run]
+        lines += [sign + text for text in texts] if sign else [" ".join(texts)]
+    return "\n".join(lines)

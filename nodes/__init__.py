@@ -10,6 +10,7 @@ from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
 from .null_text import NegativePromptInversion, NullTextInversion
 from .paths import DDIMInversion, RecordPath
+from .prompts import PromptPair
 from .report import EditReport
 from .sampler import Sampler
 
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     MDPLatent,
     MDPGuidance,
     MaskBlend,
+    PromptPair,
     Sampler,
     SavePath,
     LoadPath,

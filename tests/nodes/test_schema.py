@@ -21,6 +21,7 @@ NAMES = [
     "MDPLatent",
     "MDPGuidance",
     "MaskBlend",
+    "PromptPair",
     "Sampler",
     "SavePath",
     "LoadPath",

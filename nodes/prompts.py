@@ -1,0 +1,114 @@
+"""A pair of prompts as a node, for the edits that work on the attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy.sd import CLIP
+from comfy_api.latest import io
+
+from ..attention import align
+from ..attention.words import EMBEDDING, OTHER_CLIP, Reading, embedding_names, read
+from ..inversion.path import Conditioning
+from .support import CATEGORY, Prompts, names_itself, tell
+
+
+def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:
+    """The conditioning that CLIP Text Encode makes of `text`, and what the attention sees of it."""
+    if clip is None:
+        raise ValueError(
+            "there is no CLIP, because the checkpoint holds no text encoder; "
+            "connect the output of Load CLIP"
+        )
+    reading = _reading(clip, text)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    if len(conditioning) != 1:
+        raise ValueError(
+            "the CLIP has hooks that change the prompt over the steps, and its words can then not "
+            "be followed; connect a CLIP without scheduled hooks"
+        )
+    embedding = conditioning[0][0]
+    if embedding.shape[1] != len(reading.tokens):
+        raise ValueError(
+            f"the CLIP encodes the prompt as {embedding.shape[1]} tokens, which are not the "
+            f"{len(reading.tokens)} of its tokenizer; {OTHER_CLIP}"
+        )
+    words = _named_words(clip, text, reading)
+    return conditioning, align.Prompt(
+        text=text, tokens=reading.tokens, words=words, embedding=embedding
+    )
+
+
+def _reading(clip: CLIP, text: str) -> Reading:
+    chunks = clip.tokenize(text, return_word_ids=True)
+    tokenizers = {name: getattr(clip.tokenizer, f"clip_{name}", None) for name in chunks}
+    return read(chunks, tokenizers)
+
+
+def _named_words(clip: CLIP, text: str, reading: Reading) -> tuple[align.Word, ...]:
+    """The words, embeddings by name: the tokenizer returns only vectors, which tell them apart."""
+    names = {}
+    for name in embedding_names(text):
+        alone = _reading(clip, name)
+        if alone.words and alone.words[0].text == EMBEDDING:
+            names[alone.spelling(alone.words[0])] = name
+    return tuple(
+        replace(word, text=names.get(reading.spelling(word), word.text)) for word in reading.words
+    )
+
+
+class PromptPair(io.ComfyNode):
+    """Encode the source's prompt and the edit's, and find which words belong together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_PromptPair",
+            display_name="Prompt Pair (source and edit)",
+            category=f"{CATEGORY}/attention",
+            description="Encodes the source's prompt and the edit's, and finds which words of the "
+            "one belong to which of the other, for the edits that work on the attention. Shows "
+            "what it has found.",
+            search_aliases=["prompt-to-prompt", "P2P", "prompt2prompt", "encode", "align words"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of the model that you will edit with."),
+                io.String.Input(
+                    "source_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the source shows: the prompt of its path.",
+                ),
+                io.String.Input(
+                    "target_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the edited picture shall show. Change, add or take out a few "
+                    "words of the source's prompt, and leave the rest as it is.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="source",
+                    tooltip="The source's prompt, as CLIP Text Encode makes it: for DDIM Inversion "
+                    "or Record Path.",
+                ),
+                io.Conditioning.Output(
+                    display_name="target",
+                    tooltip="The edit's prompt, as CLIP Text Encode makes it: for the sampler.",
+                ),
+                Prompts.Output(
+                    display_name="prompts",
+                    tooltip="Both prompts with their words, for the edits that work on the "
+                    "attention.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, clip, source_prompt, target_prompt) -> io.NodeOutput:
+        source, source_words = encode(clip, source_prompt)
+        target, target_words = encode(clip, target_prompt)
+        prompts = align.PromptPair(source=source_words, target=target_words)
+        return io.NodeOutput(source, target, prompts, ui=tell(cls, align.summary(prompts)))
