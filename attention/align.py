@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -78,7 +79,10 @@ class Prompt:
             for column in word.tokens
         }
         if not found:
-            raise ValueError(f'"{words.strip()}" is not in the prompt {self._hint(words)}')
+            raise ValueError(
+                f'"{words.strip()}" is not in the prompt "{shorten(self.text, 60)}"; '
+                f"{self._advice(words)}"
+            )
         return tuple(sorted(found))
 
     def _span(self, first: int, wanted: str) -> tuple[Word, ...]:
@@ -92,16 +96,13 @@ class Prompt:
                 break
         return ()
 
-    def _hint(self, words: str) -> str:
+    def _advice(self, words: str) -> str:
         """What to write in place of `words`, which the prompt does not have."""
-        if not self.words:
-            return "because the prompt is empty"
         texts = [word.text for word in self.words]
         length = len(words.split())
         phrases = [" ".join(texts[i : i + length]) for i in range(len(texts) - length + 1)]
         near = difflib.get_close_matches(words.strip().lower(), [*phrases, *texts], n=1)
-        advice = f'the nearest there is "{near[0]}"' if near else "use words that it has"
-        return f'"{self.text}"; {advice}'
+        return f'the nearest there is "{near[0]}"' if near else "use words that it has"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
