@@ -6,12 +6,13 @@ nothing to take away again, also not after an interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor, nn
 
@@ -29,19 +30,41 @@ Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
 def attention_layers(network: nn.Module) -> list[Layer]:
     """The layers of a UNet that have both kinds of attention; none for another network."""
-    if not hasattr(network, "input_blocks"):
-        return []
-    parts = {"input": network.input_blocks, "middle": [network.middle_block]}
-    parts["output"] = network.output_blocks
     return [
         (name, number, index)
-        for name, blocks in parts.items()
-        for number, block in enumerate(blocks)
-        for module in block.modules()
-        if isinstance(module, SpatialTransformer)
-        for index, layer in enumerate(module.transformer_blocks)
-        if layer.attn2 is not None and not layer.disable_self_attn
+        for name, number, block in _blocks(network)
+        for index in range(_depth(block))
     ]
+
+
+def map_sizes(network: nn.Module, height: int, width: int) -> list[tuple[int, int]]:
+    """The sizes of a UNet's maps for a latent of that size, each once, the largest first."""
+    sizes = []
+    for name, _, block in _blocks(network):
+        if name == "input" and any(isinstance(part, Downsample) for part in block):
+            height, width = (height + 1) // 2, (width + 1) // 2
+        if name != "output" and _depth(block):
+            sizes.append((height, width))
+    return list(dict.fromkeys(sizes))
+
+
+def _blocks(network: nn.Module) -> Iterator[tuple[str, int, Sequence[nn.Module]]]:
+    """A UNet's blocks under ComfyUI's names, in the order of their call."""
+    if isinstance(network, UNetModel):
+        parts = {"input": network.input_blocks, "middle": [network.middle_block]}
+        for name, blocks in (parts | {"output": network.output_blocks}).items():
+            for number, block in enumerate(blocks):
+                yield name, number, block
+
+
+def _depth(block: Sequence[nn.Module]) -> int:
+    """How many layers of self- and cross-attention a block has."""
+    transformers = [part for part in block if isinstance(part, SpatialTransformer)]
+    return sum(
+        layer.attn2 is not None and not layer.disable_self_attn
+        for part in transformers
+        for layer in part.transformer_blocks
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Any = None) -> Tensor:
@@ -57,6 +80,9 @@ class Control:
     or too late: ComfyUI groups conditions by what memory allows. Its queries and keys are kept only
     where some of the target is still to come.
 
+    Args:
+        latent: height and width of the latent.
+        target, source: the parts of the batch that are theirs.
     Attributes:
         kept: bytes of the source's queries and keys that were kept.
         missed: whether the target came before the source; then its prediction is void.
@@ -65,12 +91,15 @@ class Control:
     def __init__(
         self,
         attention: Attention,
-        layers: Sequence[Layer],
+        network: nn.Module,
+        latent: tuple[int, int],
         target: Sequence[Chunk],
-        source: Chunk | None,
+        source: Chunk | None = None,
     ) -> None:
-        self.attention, self.layers = attention, layers
+        self.attention, self.layers = attention, attention_layers(network)
         self.target, self.source = set(target), source
+        sizes = map_sizes(network, *latent) if attention.watched else []
+        self.watched = {watch: watch.size(sizes, min(latent)) for watch in attention.watched}
         self.kept, self.missed = 0, False
         self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
         self._seen: dict[Watch, list[Tensor]] = {}
@@ -194,8 +223,8 @@ class Control:
     ) -> None:
         """Look at a layer's maps: with values that are 1 at a word's tokens."""
         heads, width = options["n_heads"], options["dim_head"]
-        for watch in self.attention.watched:
-            if watch.source != of_source or min(size) != watch.resolution:
+        for watch, watched in self.watched.items():
+            if watch.source != of_source or size != watched:
                 continue
             weights = watch.weights.to(q).repeat(k.shape[1] // len(watch.weights), 1)
             seen = []

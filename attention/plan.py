@@ -11,7 +11,7 @@ values that are 1 at a word's tokens, `M' v` is the map of that word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,8 @@ class Watch:
 
     Attributes:
         weights: how much each of the prompt's tokens counts in each of n maps (tokens, n).
-        resolution: the shorter side of the layers that count, in their pixels.
+        resolution: the shorter side of the layers that count, in their pixels; 0 is a quarter of
+            the latent's, but 16 at least (the papers' 16 for 512 pixels), or the nearest there is.
         source: whether to look at the source's maps; else at the target's, as edited.
     """
 
@@ -35,8 +36,27 @@ class Watch:
     resolution: int
     source: bool = False
 
+    def size(self, sizes: Sequence[tuple[int, int]], latent: int) -> tuple[int, int]:
+        """Height and width of the layers that count, out of those that the model has.
 
-Seen = dict[Watch, Tensor]
+        Args:
+            latent: the latent's shorter side.
+        Raises:
+            ValueError: none has this resolution.
+        """
+        sides = {min(size): size for size in sizes}
+        if self.resolution == 0:
+            return sides[min(sides, key=lambda side: abs(side - max(16, latent // 4)))]
+        if self.resolution not in sides:
+            there = ", ".join(map(str, sides))
+            raise ValueError(
+                f"no attention layer has resolution {self.resolution} for a picture of this size; "
+                f"choose one of {there}, or 0 to have it chosen"
+            )
+        return sides[self.resolution]
+
+
+Seen = Mapping[Watch, Tensor]
 """What was seen (B, n, height, width)."""
 
 
@@ -106,6 +126,8 @@ class Attention:
     def __bool__(self) -> bool:
         return self.needs_source or self.changes_cross or bool(self.watched)
 
+
+UNCHANGED = Attention()
 
 Maps = Callable[[Tensor], Tensor]
 """Maps as a function of the values they are multiplied with: (B, tokens, width) to (B, pixels,

@@ -14,7 +14,7 @@ from ..inversion.path import DiffusionPath
 from ..inversion.record import record
 from ..samplers.diffusion import Condition, Denoiser, Progress, no_progress
 from ..samplers.schedules import window
-from .base import Edit, Step
+from .base import Edit, Step, check_mask
 
 Method = Literal["noise", "x0", "denoise"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -107,19 +107,15 @@ class MaskBlend(Edit):
         return window(path.steps, self.start, self.end)
 
     def check(self, path: DiffusionPath) -> None:
-        masks, (height, width) = len(self.mask), self.mask.shape[-2:]
-        batch, (rows, columns) = path.clean.shape[0], path.clean.shape[-2:]
-        if masks not in (1, batch):
-            raise ValueError(f"the mask holds {masks} masks for {batch} images; give 1 or {batch}")
-        if abs(height * columns - width * rows) > max(height, width):
-            raise ValueError(
-                f"the mask is {width} x {height}, which has not the proportions of the path's "
-                f"{columns} x {rows} latent; make the mask from the same picture"
-            )
+        check_mask(self.mask, path)
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
         if step.index not in self.steps(step.path):
             return x
-        mask = F.interpolate(self.mask[:, None].to(x), x.shape[-2:], mode="area")
-        mask = mask.reshape(len(mask), 1, *[1] * (x.ndim - 4), *x.shape[-2:])
+        mask = self.changes(step)
         return mask * x + (1 - mask) * step.path.latents[step.index + 1]
+
+    def changes(self, step: Step) -> Tensor:
+        clean = step.path.clean
+        mask = F.interpolate(self.mask[:, None].to(clean), clean.shape[-2:], mode="area")
+        return mask.reshape(len(mask), 1, *[1] * (clean.ndim - 4), *clean.shape[-2:])

@@ -44,7 +44,7 @@ def ddim_inversion(
     for i, (sigma, sigma_next) in enumerate(zip(levels[:0:-1], levels[-2::-1], strict=True)):
         estimate, slopes = denoiser.mixing.rescale(x, sigma, sigma_next), []
         for _ in range(1 + fixed_point_iterations):
-            denoised, _ = denoiser.guided(estimate, sigma_next, condition, negative, cfg)
+            denoised = denoiser.guided(estimate, sigma_next, condition, negative, cfg).denoised
             slopes.append(derivative(estimate, denoised, sigma_next))
             estimate = x + (sigma_next - sigma) * slopes[-1]
         x = x + (sigma_next - sigma) * torch.stack(slopes[-average:]).mean(dim=0)

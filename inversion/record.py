@@ -31,7 +31,7 @@ def record(
     levels = sigmas.tolist()
     latents = [x]
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        denoised, _ = denoiser.guided(x, sigma, condition, negative, cfg)
+        denoised = denoiser.guided(x, sigma, condition, negative, cfg).denoised
         x = x + (sigma_next - sigma) * derivative(x, denoised, sigma)
         latents.append(x)
         progress(i, denoised, x)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.sample
 from comfy_api.latest import io
 
 from ..inversion.ddim import ddim_inversion
 from ..inversion.path import DiffusionPath
-from ..inversion.record import record
 from ..samplers.denoiser import ComfyDenoiser, fingerprint, mixing_of, run
+from ..samplers.path_sampler import sample_path
 from ..samplers.schedules import SPACINGS
 from .support import (
     CATEGORY,
     Path,
+    PathEdits,
+    check_attention,
     check_conditioning,
     check_latent,
     last_steps,
@@ -22,6 +26,7 @@ from .support import (
     spacing_input,
     steps_input,
     tell,
+    words,
 )
 
 
@@ -194,6 +199,11 @@ class RecordPath(io.ComfyNode):
                 ),
                 spacing_input(),
                 sigmas_input(),
+                PathEdits.Input(
+                    "edits",
+                    optional=True,
+                    tooltip="Edits that need no source: Paint with Words, Reweight.",
+                ),
             ],
             outputs=[
                 Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
@@ -205,7 +215,17 @@ class RecordPath(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(
-        cls, model, positive, negative, latent_image, seed, steps, cfg, spacing, sigmas=None
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed,
+        steps,
+        cfg,
+        spacing,
+        sigmas=None,
+        edits=(),
     ) -> io.NodeOutput:
         samples = comfy.sample.fix_empty_latent_channels(
             model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
@@ -216,6 +236,24 @@ class RecordPath(io.ComfyNode):
         levels = path_sigmas(model, steps, spacing, sigmas)
         noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
 
+        path = DiffusionPath(
+            sigmas=levels,
+            latents=noise[None],
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+            fingerprint=fingerprint(model),
+        )
+
+        for edit in edits:
+            if not edit.from_noise:
+                raise ValueError(
+                    f"{words(type(edit).__name__)} edits a path that is there already; connect it "
+                    "to the Diffusion Path Sampler"
+                )
+            edit.check(path)
+        check_attention(model, edits, positive)
+
         def sample(denoiser: ComfyDenoiser, conditions, progress):
             x0 = denoiser.latent_in(samples) if samples.any() else samples.to(denoiser.device)
             sampling = denoiser.model.model_sampling
@@ -223,22 +261,18 @@ class RecordPath(io.ComfyNode):
             pure = sigmas is None and spacing in SPACINGS
             pure = pure or float(levels[0]) > (1 - 1e-5) * float(sampling.sigma_max)
             x = sampling.noise_scaling(levels[0].to(x0), noise.to(x0), x0, max_denoise=pure)
-            latents = record(
-                denoiser, x, levels, conditions["positive"], conditions["negative"], cfg, progress
+            main = conditions["positive"], conditions["negative"]
+            # a path of which only the noise and the levels are known
+            unknown = replace(path, latents=x[None])
+            sampled = sample_path(
+                denoiser, unknown, *main, None, None, cfg=cfg, edits=edits, progress=progress
             )
-            return denoiser.latents_out(latents), denoiser.evaluations
+            return denoiser.latents_out(sampled.latents), denoiser.evaluations
 
         prompts = {"positive": positive, "negative": negative}
         latents, evaluations = run(
             model, prompts, samples, levels, sample, steps=len(levels) - 1, seed=seed
         )
-        path = DiffusionPath(
-            sigmas=levels,
-            latents=latents,
-            positive=positive,
-            negative=negative,
-            cfg=cfg,
-            fingerprint=fingerprint(model),
-        )
+        path = replace(path, latents=latents)
         text = f"{path.steps} steps, {evaluations} network evaluations"
         return io.NodeOutput(path, {**latent_image, "samples": path.clean}, ui=tell(cls, text))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..edits.base import Edits
 from ..inversion.path import DiffusionPath
@@ -13,6 +16,7 @@ from .support import (
     CATEGORY,
     Path,
     PathEdits,
+    check_attention,
     check_conditioning,
     check_path,
     last_steps,
@@ -24,13 +28,36 @@ ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
 """Relative changes of the latent at which people say that nothing, or everything, has changed."""
 
 
-def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, n: int) -> str:
+class Walk(NamedTuple):
+    """What the sampler brings back: latents and mask, network evaluations, bytes kept of maps."""
+
+    latents: Tensor
+    mask: Tensor | None
+    evaluations: int
+    kept: int
+
+
+def mask_of(mask: Tensor | None, edited: DiffusionPath) -> Tensor:
+    """A MASK (B, H, W) in the latent's size from where the edits let the image change."""
+    clean = edited.clean
+    shape = (len(clean), *clean.shape[-2:])
+    if mask is None:
+        return torch.ones(shape)
+    return mask.reshape(len(mask), -1, *shape[1:])[:, 0].expand(shape).float().cpu()
+
+
+def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, walk: Walk) -> str:
     """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
     moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
     lines = [
-        f"{edited.steps} steps, {n} network evaluations; "
+        f"{edited.steps} steps, {walk.evaluations} network evaluations; "
         f"the edit moved the latent by {moved:.0%} of the source"
     ]
+    if walk.kept:
+        lines.append(
+            f"Source and edit did not fit into one call: {walk.kept / 2**20:.1f} MB of the "
+            "source's attention were kept at each step"
+        )
     first = path.steps - edited.steps
     for edit in edits:
         if edit.steps(path).stop <= first:
@@ -119,6 +146,11 @@ class Sampler(io.ComfyNode):
                 Path.Output(
                     display_name="path", tooltip="The edited image's own path, to edit further."
                 ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="Where the edits have let the image change: the mask that Local Blend "
+                    "has found, or that of Mask Blend; white everywhere without them.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -137,9 +169,10 @@ class Sampler(io.ComfyNode):
         first = path.steps - steps
         for edit in edits:
             edit.check(path)
+        check_attention(model, edits, positive, path.positive)
 
         def sample(denoiser: ComfyDenoiser, conditions, progress):
-            latents = sample_path(
+            sampled = sample_path(
                 denoiser,
                 denoiser.path_in(path),
                 conditions["positive"],
@@ -153,7 +186,12 @@ class Sampler(io.ComfyNode):
                 generator=torch.Generator().manual_seed(seed),
                 progress=progress,
             )
-            return denoiser.latents_out(latents), denoiser.evaluations
+            return Walk(
+                denoiser.latents_out(sampled.latents),
+                sampled.mask,
+                denoiser.evaluations,
+                denoiser.kept,
+            )
 
         # Only where needed: the guider evaluates each prompt's areas for all the others too.
         uses_source = any(edit.uses_source for edit in edits)
@@ -164,10 +202,10 @@ class Sampler(io.ComfyNode):
             "source_negative": path.negative if uses_source else None,
         }
         levels = path.sigmas[first:]
-        latents, n = run(model, prompts, path.clean, levels, sample, steps=steps, seed=seed)
+        walk = run(model, prompts, path.clean, levels, sample, steps=steps, seed=seed)
         edited = DiffusionPath(
             sigmas=levels,
-            latents=latents,
+            latents=walk.latents,
             positive=positive,
             negative=negative,
             cfg=cfg,
@@ -178,5 +216,6 @@ class Sampler(io.ComfyNode):
             {"samples": edited.clean},
             {"samples": path.clean},
             edited,
-            ui=tell(cls, report(path, edited, edits, cfg, n)),
+            mask_of(walk.mask, edited),
+            ui=tell(cls, report(path, edited, edits, cfg, walk)),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 from torch import Tensor
 
+from ..attention.control import attention_layers
+from ..edits.base import Edit, Edits
 from ..inversion.path import Conditioning, DiffusionPath
-from ..samplers.denoiser import fingerprint, mixing_of, text_width
+from ..samplers.denoiser import fingerprint, is_of, mixing_of, text_width
 from ..samplers.schedules import SPACINGS, kept_steps, spaced_sigmas
 
 CATEGORY = "diffusion path"
@@ -73,6 +76,11 @@ def sigmas_input() -> io.Input:
         tooltip="Noise levels from a scheduler node, in place of steps and spacing.",
         advanced=True,
     )
+
+
+def words(name: str) -> str:
+    """A class's name as words: "MaskBlend" is "Mask Blend"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
@@ -178,3 +186,46 @@ def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
                 f"the path was made by a model whose {name} is {value}, but this model's is "
                 f"{mine.get(name)}; invert or record the picture again with this model"
             )
+
+
+def check_attention(
+    model: ModelPatcher,
+    edits: Edits,
+    positive: Conditioning,
+    source: Conditioning | None = None,
+) -> None:
+    """Raise if edits change an attention that the model has not, or under prompts not theirs.
+
+    Args:
+        positive: what is predicted under.
+        source: the path's own prompt; None while a path is recorded.
+    """
+    for edit in edits:
+        name = words(type(edit).__name__)
+        if type(edit).attention is Edit.attention:
+            continue
+        if not attention_layers(model.model.diffusion_model):
+            raise ValueError(
+                f"{name} changes cross-attention, and {type(model.model).__name__} has none; use "
+                "MDP Epsilon, MDP Latent, or DiffEdit Mask with Mask Blend, which work with it"
+            )
+        of_source, of_target = edit.prompts
+        for prompt, conditioning, role in (
+            (of_target, positive, "positive"),
+            (of_source, source, "the path's prompt"),
+        ):
+            if prompt is None or conditioning is None:
+                continue
+            width = text_width(model)
+            if width is not None and prompt.embedding.shape[-1] != width:
+                raise ValueError(
+                    f"the prompts of {name} were encoded {prompt.embedding.shape[-1]} wide, for "
+                    f"another model family; this model reads {width}: give Prompt Pair the CLIP of "
+                    "the same checkpoint"
+                )
+            if not any(is_of(embedding, prompt) for embedding, _ in conditioning):
+                output = "target" if role == "positive" else "source"
+                raise ValueError(
+                    f'{role} is not the {output} of {name}\'s Prompt Pair, "{prompt.text}"; '
+                    f"connect its {output} there, or change the prompt in both places"
+                )

@@ -7,9 +7,11 @@ The guider loads the model, applies its patches, hooks and wrappers, prepares th
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -24,8 +26,11 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ..attention.align import Prompt
+from ..attention.control import Chunk, Control
+from ..attention.plan import UNCHANGED, Attention, Seen, Watch
 from ..inversion.path import Conditioning, DiffusionPath
-from .diffusion import Adjust, Condition, Mixing, Progress
+from .diffusion import Adjust, Condition, Guided, Mixing, Progress
 from .gradients import checkpointed, ordinary_weights
 from .schedules import boundaries
 
@@ -131,8 +136,49 @@ def scheduled(model: ModelPatcher, path: DiffusionPath) -> Conditioning:
     ]
 
 
+APART = ("area", "control", "gligen")
+"""What in a condition depends on the latent before the network sees it."""
+
+
+def is_of(embedding: Tensor | None, prompt: Prompt | None) -> bool:
+    """Whether a conditioning's embedding is a prompt's own; any is if there is no prompt."""
+    if prompt is None or embedding is None:
+        return prompt is None
+    return torch.equal(embedding.to(prompt.embedding), prompt.embedding)
+
+
+def chunks(number: int, condition: Condition, prompt: Prompt | None) -> list[Chunk]:
+    """The parts of a call that belong to a prompt in the call's `number`-th condition."""
+    return [(number, cond["uuid"]) for cond in condition if is_of(cond.get("cross_attn"), prompt)]
+
+
+def swap_latent(
+    number: int,
+    latent: Tensor,
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    *args: Any,
+    **named: Any,
+) -> Tensor:
+    """Calls the network with another latent in place of that of the `number`-th condition."""
+    options = next(arg for arg in args if isinstance(arg, dict) and "cond_or_uncond" in arg)
+    chunks = options["cond_or_uncond"]
+    rows = len(x) // len(chunks)
+    x = torch.cat(
+        [
+            latent.to(x) if chunk == number else part
+            for chunk, part in zip(chunks, x.split(rows), strict=True)
+        ]
+    )
+    return executor(x, *args, **named)
+
+
 class ComfyDenoiser:
-    """A loaded model inside its guider, as a `Denoiser`; a condition is a list of conds."""
+    """A loaded model inside its guider, as a `Denoiser`; a condition is a list of conds.
+
+    Attributes:
+        kept: the most bytes of the source's attention that a prediction had to keep.
+    """
 
     def __init__(
         self,
@@ -149,6 +195,8 @@ class ComfyDenoiser:
         self.device = guider.model_patcher.load_device
         self.mixing = mixing_of(guider.model_patcher)
         self.evaluations = 0
+        self.kept = 0
+        self._apart = False
 
     def latent_in(self, latent: Tensor) -> Tensor:
         """A LATENT's samples (B, C, ...) in the model's scale and on its device."""
@@ -166,20 +214,74 @@ class ComfyDenoiser:
         return flat.unflatten(0, latents.shape[:2])
 
     def __call__(self, x: Tensor, sigma: float, conditions: Sequence[Condition]) -> list[Tensor]:
+        return self._evaluate(x, sigma, conditions, self.model_options)
+
+    def _evaluate(
+        self, x: Tensor, sigma: float, conditions: Sequence[Condition], options: dict[str, Any]
+    ) -> list[Tensor]:
+        """As `__call__`, with these model options."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         unique = {id(condition): condition for condition in conditions}
         conds, timestep = list(unique.values()), x.new_full((x.shape[0],), sigma)
         self.evaluations += len(conds)
-        calc = self.model_options.get("sampler_calc_cond_batch_function")
+        calc = options.get("sampler_calc_cond_batch_function")
         if calc is not None:
             args = {"conds": conds, "input": x, "sigma": timestep, "model": self.model}
-            outputs = calc({**args, "model_options": self.model_options})
+            outputs = calc({**args, "model_options": options})
         else:
-            outputs = comfy.samplers.calc_cond_batch(
-                self.model, conds, x, timestep, self.model_options
-            )
+            outputs = comfy.samplers.calc_cond_batch(self.model, conds, x, timestep, options)
         by_id = dict(zip(unique, outputs, strict=True))
         return [by_id[id(condition)] for condition in conditions]
+
+    def _attended(
+        self,
+        x: Tensor,
+        sigma: float,
+        conditions: Sequence[Condition],
+        attention: Attention,
+        source: tuple[Condition, Tensor] | None,
+    ) -> tuple[list[Tensor], Seen]:
+        """As `__call__`, the first condition's attention changed; and what was watched.
+
+        The source shares the network call where it can; else it is predicted before.
+        """
+        first = list(conditions[0])  # its own object: the others must not share its prediction
+        conditions = [first, *conditions[1:]]
+        network, latent = self.model.diffusion_model, (x.shape[-2], x.shape[-1])
+        control = partial(Control, attention, network, latent, chunks(0, first, attention.target))
+        if not attention.needs_source or source is None:
+            alone = control()
+            return self._evaluate(
+                x, sigma, conditions, alone.options(self.model_options)
+            ), alone.seen
+
+        others = len({id(condition) for condition in conditions})
+        condition, source_x = source
+        condition = [
+            {**cond, "uuid": uuid.uuid5(cond["uuid"], "source")}
+            for cond in condition
+            if is_of(cond.get("cross_attn"), attention.source)
+        ]
+        place = chunks(others, condition, attention.source)[0]
+        if not self._apart and not any(key in cond for cond in condition for key in APART):
+            together = control(place)
+            options = together.options(self.model_options)
+            swap = partial(swap_latent, place[0], source_x)
+            kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+            comfy.patcher_extension.add_wrapper_with_key(
+                kind, "diffusion path", swap, options, is_model_options=True
+            )
+            outputs = self._evaluate(x, sigma, [*conditions, condition], options)
+            if not together.missed:
+                self.kept = max(self.kept, together.kept)
+                return outputs[:-1], together.seen
+            self._apart = True  # memory or hooks keep the source's call from being the first
+        apart = control((0, place[1]))
+        options = apart.options(self.model_options)
+        self._evaluate(source_x, sigma, [condition], options)
+        outputs = self._evaluate(x, sigma, conditions, options)
+        self.kept = max(self.kept, apart.kept)
+        return outputs, apart.seen
 
     def guided(
         self,
@@ -190,16 +292,23 @@ class ComfyDenoiser:
         scale: float,
         also: Sequence[Condition] = (),
         adjust: Adjust | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        attention: Attention = UNCHANGED,
+        source: tuple[Condition, Tensor] | None = None,
+    ) -> Guided:
         """ComfyUI's guidance, with the model's own guidance functions, hooks and wrappers."""
         extra: list[Tensor] = []
+        seen: dict[Watch, Tensor] = {}
 
         def predict_noise(
             x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
         ) -> Tensor:
             plain = math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization")
             main = [condition] if plain else [condition, negative]
-            outputs = self(x, sigma, [*main, *also])
+            if attention:
+                outputs, maps = self._attended(x, sigma, [*main, *also], attention, source)
+                seen.update(maps)
+            else:
+                outputs = self(x, sigma, [*main, *also])
             extra[:] = outputs[len(main) :]
             preds = [outputs[0], torch.zeros_like(x) if plain else outputs[1]]
             if adjust is not None and not plain:
@@ -225,7 +334,7 @@ class ComfyDenoiser:
         denoised = executor.execute(x, timestep, self.model_options, self.seed)
         if also and not extra:  # a wrapper answered from its cache
             extra = self(x, sigma, also)
-        return denoised, extra
+        return Guided(denoised, extra, seen)
 
     def mix(self, a: Condition, b: Condition, weight: float) -> Condition:
         """Mix embeddings and pooled vectors; what is not a tensor of numbers stays that of `a`.

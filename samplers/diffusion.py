@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+
+from ..attention.plan import UNCHANGED, Attention, Seen
 
 Condition = Any
 """What a denoiser is conditioned on. Opaque here: only the denoiser knows what is inside."""
@@ -65,6 +68,20 @@ class Mixing:
         return x * ((new_sigma**2 + self.sigma_data**2) / (sigma**2 + self.sigma_data**2)) ** 0.5
 
 
+class Guided(NamedTuple):
+    """A prediction under guidance, and what came with it.
+
+    Attributes:
+        denoised: the estimate (B, C, ...).
+        also: the plain estimates under the other conditions that were asked for.
+        seen: the attention maps that were watched.
+    """
+
+    denoised: Tensor
+    also: Sequence[Tensor] = ()
+    seen: Seen = MappingProxyType({})
+
+
 class Denoiser(Protocol):
     """A model as the mathematics sees it: D(x, sigma, c), with guidance and its own mixing.
 
@@ -93,11 +110,18 @@ class Denoiser(Protocol):
         scale: float,
         also: Sequence[Condition] = (),
         adjust: Adjust | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        attention: Attention = UNCHANGED,
+        source: tuple[Condition, Tensor] | None = None,
+    ) -> Guided:
         """The estimate under classifier-free guidance, and the plain ones under each of `also`.
 
         `negative` is not evaluated at scale 1. The conditions of `also` share the network call.
         `adjust` comes before the guidance, if there is any.
+
+        Args:
+            attention: what to change in the attention of the prediction under `condition`.
+            source: the source's condition and its latent (B, C, ...) at `sigma`; predicted as well,
+                for its attention, if `attention` needs it.
         """
         ...
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..attention.plan import UNCHANGED, Watch
 from ..edits.base import Edits, Step
 from ..inversion.path import DiffusionPath
 from .diffusion import Condition, Denoiser, Mixing, Progress, derivative, guidance, no_progress
+
+
+class Sampled(NamedTuple):
+    """An edited path.
+
+    Attributes:
+        latents: from the noise level it began at to the image (N + 1, B, C, ...).
+        mask: where the edits have let the image change (B or 1, 1, ...), 0 to 1, at
+            the last step; None is everywhere.
+    """
+
+    latents: Tensor
+    mask: Tensor | None
 
 
 def sample_path(
@@ -27,7 +42,7 @@ def sample_path(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     progress: Progress = no_progress,
-) -> Tensor:
+) -> Sampled:
     """Sample under `condition` from the path's latent at step `first`, applying the edits.
 
     Args:
@@ -38,11 +53,10 @@ def sample_path(
         edits: applied in order at each of the four hooks.
         eta: 0 is DDIM, 1 is DDPM's noise (Song et al. 2021, arXiv 2010.02502, eq. 16).
         generator: a CPU generator for that noise.
-    Returns:
-        The edited latents from `sigmas[first]` on (N + 1 - first, B, C, ...).
     """
     sigmas = path.sigmas.tolist()
     x, latents = path.latents[first], [path.latents[first]]
+    seen: dict[Watch, Tensor] = {}
     for i in range(first, path.steps):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         step = Step(index=i, path=path, source=source, mix=denoiser.mix)
@@ -61,12 +75,26 @@ def sample_path(
         also: list[Condition] = []
         if any(edit.needs_source_prediction(step) for edit in edits):
             also = [source] if path.cfg == 1 else [source, source_negative]
-        denoised, extra = denoiser.guided(x, sigma, step_condition, negative, cfg, also, adjust)
+        attention = UNCHANGED
+        for edit in edits:
+            attention = edit.attention(step, attention)
+
+        denoised, extra, now = denoiser.guided(
+            x,
+            sigma,
+            step_condition,
+            negative,
+            cfg,
+            also,
+            adjust,
+            attention,
+            (source, path.latents[i]) if attention.needs_source else None,
+        )
+        seen |= {watch: seen.get(watch, 0) + maps for watch, maps in now.items()}
+        step = replace(step, seen=seen)
         if also:
             source_denoised = extra[0] if path.cfg == 1 else guidance(extra[1], extra[0], path.cfg)
-            step = dataclasses.replace(
-                step, source_prediction=derivative(x, source_denoised, sigma)
-            )
+            step = replace(step, source_prediction=derivative(x, source_denoised, sigma))
 
         d = derivative(x, denoised, sigma)
         for edit in edits:
@@ -78,7 +106,9 @@ def sample_path(
             x = edit.latent(step, x)
         latents.append(x)
         progress(i - first, denoised, x)
-    return torch.stack(latents)
+    masks = [mask for edit in edits if (mask := edit.changes(step)) is not None]
+    mask = torch.stack(torch.broadcast_tensors(*masks)).prod(dim=0) if masks else None
+    return Sampled(torch.stack(latents), mask)
 
 
 def ddim_step(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_path.inversion.ddim import ddim_inversion
 from diffusion_path.inversion.path import DiffusionPath
-from diffusion_path.samplers.diffusion import Adjust, Mixing, guidance
+from diffusion_path.samplers.diffusion import Adjust, Guided, Mixing, guidance
 
 
 class Gaussian(NamedTuple):
@@ -45,14 +45,17 @@ class GaussianDenoiser:
         scale: float,
         also: Sequence[Gaussian] = (),
         adjust: Adjust | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        attention: object = None,
+        source: object = None,
+    ) -> Guided:
+        """It has no attention to change."""
         main = [condition] if scale == 1 else [condition, negative]
         outputs = self(x, sigma, [*main, *also])
         extra = outputs[len(main) :]
         if scale == 1:
-            return outputs[0], extra
+            return Guided(outputs[0], extra)
         cond, uncond = adjust(*outputs[:2]) if adjust else outputs[:2]
-        return guidance(uncond, cond, scale), extra
+        return Guided(guidance(uncond, cond, scale), extra)
 
     def mix(self, a: Gaussian, b: Gaussian, weight: float) -> Gaussian:
         return Gaussian(

@@ -28,7 +28,7 @@ def sample(denoiser: GaussianDenoiser, edits: tuple, **options) -> Tensor:
     path = inverted(denoiser)
     return sample_path(
         denoiser, path, TARGET, NEGATIVE, SOURCE, None, cfg=3.0, edits=edits, **options
-    )
+    ).latents
 
 
 def square() -> Tensor:

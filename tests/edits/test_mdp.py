@@ -33,7 +33,9 @@ CFG = 3.0
 
 def sample(denoiser: GaussianDenoiser, path: DiffusionPath, edits: Edits, **options) -> Tensor:
     options = {"cfg": CFG} | options
-    return sample_path(denoiser, path, TARGET, NEGATIVE, SOURCE, None, edits=edits, **options)
+    return sample_path(
+        denoiser, path, TARGET, NEGATIVE, SOURCE, None, edits=edits, **options
+    ).latents
 
 
 def stepwise(path: DiffusionPath) -> list[tuple[int, float, float]]:
@@ -93,7 +95,7 @@ def test_a_window_changes_exactly_its_steps(kind: type[MDP]):
         )
         latents = sample_path(
             denoiser, at_plain, TARGET, NEGATIVE, SOURCE, None, cfg=CFG, edits=(edit,), first=i
-        )
+        ).latents
         if not torch.equal(latents[1], plain[i + 1]):
             changed.append(i)
     assert changed == [3, 4, 5, 6]
@@ -142,7 +144,7 @@ def test_guidance_predicts_the_source_as_its_path_was_made():
         source_negative,
         cfg=CFG,
         edits=(MDPGuidance(weight=1.0, end=1.0),),
-    )
+    ).latents
     torch.testing.assert_close(latents, recorded, rtol=0, atol=1e-10)
 
 

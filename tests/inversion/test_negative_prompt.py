@@ -22,7 +22,9 @@ def estimates(batch: int = 2):
 
 
 def sample(denoiser, path, target=TARGET, **options):
-    return sample_path(denoiser, path, target, condition(9), SOURCE, SOURCE, cfg=5.0, **options)
+    return sample_path(
+        denoiser, path, target, condition(9), SOURCE, SOURCE, cfg=5.0, **options
+    ).latents
 
 
 def negative_prompt(denoiser, **options):

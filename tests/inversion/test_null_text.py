@@ -131,8 +131,8 @@ def test_the_sampler_walks_with_a_paths_own_embeddings(flow: bool):
     path = inverted(denoiser)
     found = invert(denoiser, path)
     path = dataclasses.replace(path, cfg=CFG, null_embeddings=found.embeddings)
-    latents = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG)
+    latents = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG).latents
     torch.testing.assert_close(latents, path.latents, rtol=0, atol=1e-3)
-    late = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG, first=6)
+    late = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG, first=6).latents
     torch.testing.assert_close(late, path.latents[6:], rtol=0, atol=1e-3)
     assert path.last_part(0.4).null_embeddings.shape[0] == 4

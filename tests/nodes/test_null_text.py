@@ -298,7 +298,7 @@ def test_reading_the_source_off_its_path_is_direct_inversions_rectification(sd15
         prompts = conditions["source"], conditions["negative"]
 
         def step(x: Tensor, i: int) -> Tensor:
-            guided, _ = denoiser.guided(x, sigmas[i], *prompts, CFG)
+            guided = denoiser.guided(x, sigmas[i], *prompts, CFG).denoised
             return x + (sigmas[i + 1] - sigmas[i]) * (x - guided) / sigmas[i]
 
         for i in range(path.steps):

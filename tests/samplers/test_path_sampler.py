@@ -18,7 +18,7 @@ SOURCE, TARGET, NEGATIVE = condition(0), condition(1, scale=0.8), condition(2, s
 
 
 def sample(denoiser: GaussianDenoiser, path: DiffusionPath, **options) -> Tensor:
-    return sample_path(denoiser, path, TARGET, NEGATIVE, SOURCE, None, **options)
+    return sample_path(denoiser, path, TARGET, NEGATIVE, SOURCE, None, **options).latents
 
 
 @each_family

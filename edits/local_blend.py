@@ -1,0 +1,126 @@
+"""Local blend (Hertz et al., ICLR 2023, arXiv 2208.01626, section 3.2): change only some words.
+
+Where the attention to the chosen words is low, in the source and in the target, the latent is the
+source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.align import Prompt, PromptPair
+from ..attention.plan import Attention, Watch
+from ..inversion.path import DiffusionPath
+from ..samplers.schedules import window
+from .base import Edit, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalBlend(Edit):
+    """Keep the source where the words are not: `x* = x_A + m (x - x_A)` after each step.
+
+    Attributes:
+        source, target: what to watch of each side: the maps of the words to change and, if there
+            is a second one, of the words to leave alone.
+        threshold: of a map, in parts of its largest value: the words are where it is above.
+        start: the fraction of the path from which to blend; the maps are summed from its noisy end.
+    """
+
+    hint: ClassVar[str] = "lower the threshold of Local Blend, or name more words"
+    uses_source: ClassVar[bool] = True
+
+    pair: PromptPair
+    source: Watch
+    target: Watch
+    threshold: float = 0.3
+    start: float = 0.2
+
+    @property
+    def prompts(self) -> tuple[Prompt | None, Prompt | None]:
+        return self.pair.source, self.pair.target
+
+    def steps(self, path: DiffusionPath) -> range:
+        return window(path.steps, self.start, 1.0)
+
+    def attention(self, step: Step, attention: Attention) -> Attention:
+        return replace(
+            attention,
+            source=self.pair.source,
+            target=self.pair.target,
+            watched=(*attention.watched, self.source, self.target),
+        )
+
+    def latent(self, step: Step, x: Tensor) -> Tensor:
+        mask = self.changes(step)
+        return x if mask is None else torch.where(mask > 0, x, step.path.latents[step.index + 1])
+
+    def changes(self, step: Step) -> Tensor | None:
+        """Where the words are, in either of the two (B, 1, H, W)."""
+        if step.index not in self.steps(step.path):
+            return None
+        size = step.path.clean.shape[-2:]
+        source, target = (
+            self._places(step.seen[side], size) for side in (self.source, self.target)
+        )
+        words = source | target
+        return (words[:, :1] & ~words[:, 1:].any(dim=1, keepdim=True)).to(step.path.clean)
+
+    def _places(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Where each word is (B, n, H, W); what is to change is made one map pixel wider."""
+        wider = F.max_pool2d(maps[:, :1], 3, stride=1, padding=1)
+        maps = F.interpolate(torch.cat([wider, maps[:, 1:]], dim=1), size, mode="nearest")
+        return maps > self.threshold * maps.amax(dim=(2, 3), keepdim=True)
+
+
+def local_blend(
+    pair: PromptPair,
+    source_words: Sequence[str],
+    target_words: Sequence[str],
+    subtract_words: Sequence[str] = (),
+    *,
+    resolution: int = 0,
+    threshold: float = 0.3,
+    start: float = 0.2,
+) -> LocalBlend:
+    """The edit that changes only these words.
+
+    Args:
+        source_words, target_words: of the source's and of the target's prompt; one may be empty.
+        subtract_words: of either prompt; where these are, nothing changes.
+    Raises:
+        ValueError: a prompt does not have a word.
+    """
+
+    def watch(prompt: Prompt, words: Sequence[str], source: bool) -> Watch:
+        columns = [prompt.columns(words)]
+        if subtract_words:
+            known = [word for word in subtract_words if _has(prompt, word)]
+            columns.append(prompt.columns(known))
+        weights = torch.zeros(len(prompt.tokens), len(columns))
+        for i, ones in enumerate(columns):
+            weights[list(ones), i] = 1
+        return Watch(weights=weights, resolution=resolution, source=source)
+
+    for word in subtract_words:
+        if not _has(pair.source, word):
+            pair.target.columns(word)
+    return LocalBlend(
+        pair=pair,
+        source=watch(pair.source, source_words, source=True),
+        target=watch(pair.target, target_words, source=False),
+        threshold=threshold,
+        start=start,
+    )
+
+
+def _has(prompt: Prompt, word: str) -> bool:
+    try:
+        return bool(prompt.columns(word))
+    except ValueError:
+        return False
