@@ -31,11 +31,15 @@ ROOM = 6
 
 
 def prompt(text: str) -> Prompt:
-    """In chunks of 8; a word goes on in the next chunk where it does not fit."""
+    """In chunks of 8; a word goes on in the next chunk where it does not fit; "|" starts one."""
     tokens: list[Hashable] = []
     words = []
     chunk: list[Hashable] = [START]
     for word in text.split():
+        if word == "|":
+            tokens += [*chunk, END, *[PAD] * (ROOM + 1 - len(chunk))]
+            chunk = [START]
+            continue
         columns = []
         for piece in word.split("-"):
             if len(chunk) > ROOM:
@@ -86,6 +90,7 @@ def test_nothing_after_a_word_of_another_length_shifts():
     # start, a, horse, eats, grass, end, padding, padding
     half = {2: 0.5}
     assert sources(longer) == [{0: 1}, {1: 1}, half, half, {3: 1}, {4: 1}, {5: 1}, {6: 1}]
+    assert not longer.new.any()
     shorter = replace(pair("a uni-corn eats grass", "a horse eats grass"))
     both = {2: 1, 3: 1}
     assert sources(shorter) == [{0: 1}, {1: 1}, both, {4: 1}, {5: 1}, {6: 1}, {7: 1}, {}]
@@ -144,6 +149,13 @@ def test_columns_run_through_the_chunks():
     # The second chunk of the target is new but for "horse", which was in the first.
     assert sources(moved)[6:10] == [{5: 1}, {7: 1}, {}, {6: 1}]
     assert moved.new.tolist() == [False, True, *[False] * 6, True, False, *[True] * 6]
+
+
+def test_padding_goes_to_the_padding_of_its_own_chunk():
+    alignment = refine(pair("a b | c d", "a b x y | c d"))
+    # start, a, b, x, y, end and two of padding, of the source's four; the second chunk is the same
+    first = [{0: 1}, {1: 1}, {2: 1}, {}, {}, {3: 1}, {4: 1}, {5: 1}]
+    assert sources(alignment) == [*first, *({column: 1} for column in range(8, 16))]
 
 
 def test_chunks_that_the_target_lacks_are_left_out():
