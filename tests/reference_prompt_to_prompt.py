@@ -322,12 +322,15 @@ def mean_map(maps: dict[str, Tensor], side: int) -> Tensor:
 def blend_mask(source: Tensor, target: Tensor, blend: LocalBlend, size: Sequence[int]) -> Tensor:
     """Where the edit may show (1, 1, H, W), from the maps of all steps so far."""
 
-    def mask(maps: Tensor, tokens: list[int]) -> Tensor:
-        words = F.max_pool2d(maps[tokens].sum(dim=0)[None, None], 3, stride=1, padding=1)
+    def mask(maps: Tensor, tokens: list[int], wider: bool = True) -> Tensor:
+        words = maps[tokens].sum(dim=0)[None, None]
+        if wider:
+            words = F.max_pool2d(words, 3, stride=1, padding=1)
         words = F.interpolate(words, tuple(size), mode="nearest")
         return words / words.max() > blend.threshold
 
     shown = mask(source, blend.source) | mask(target, blend.target)
     # A mask of no words is 0 / 0, which is not above the threshold.
-    hidden = mask(source, blend.subtract_source) | mask(target, blend.subtract_target)
+    hidden = mask(source, blend.subtract_source, wider=False)
+    hidden |= mask(target, blend.subtract_target, wider=False)
     return (shown & ~hidden).float()

@@ -3,6 +3,7 @@ reference itself does what is known in advance."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from diffusion_path.demo import MODEL
+from diffusion_path.tests.calls import results
 from diffusion_path.tests.reference_prompt_to_prompt import (
     Controls,
     LocalBlend,
@@ -138,3 +140,145 @@ def test_refining_keeps_own_maps_for_new_words_only(reference: PromptToPrompt):
 def test_alignment_skips_what_is_not_in_both():
     assert align([1, 2, 3], [1, 9, 3]) == [(0, 0), (2, 2)]
     assert align([1, 2, 3, 4], [3, 4]) == [(2, 0), (3, 1)]
+
+
+# --- the pack against the reference, over the whole run ---
+
+REFINED = "a blue horse on a blue background"
+
+
+class Side:
+    """A path of the pack's and the same for the reference, whose coordinates are diffusers'."""
+
+    def __init__(self, path: Any, pipeline: StableDiffusionPipeline) -> None:
+        self.path, self.scale = path, pipeline.vae.config.scaling_factor
+        self.latents = self.in_diffusers(path)
+
+    def in_diffusers(self, path: Any) -> list[Tensor]:
+        shrink = (1 + path.sigmas**2).sqrt().view(-1, 1, 1, 1, 1)
+        return list((path.latents * self.scale / shrink).clone())
+
+
+@pytest.fixture(scope="module")
+def demo(comfy: Path) -> tuple[Any, Any]:
+    from diffusion_path.demo.loader import load_demo_model
+
+    with torch.inference_mode():
+        model, clip, _ = load_demo_model()
+    return model, clip
+
+
+@pytest.fixture(scope="module", params=["recorded", "inverted"])
+def side(request: pytest.FixtureRequest, demo: tuple, reference: PromptToPrompt) -> Side:
+    """A horse, sampled with guidance; and the same picture, inverted without."""
+    model, clip = demo
+    horse, _, _ = results("PromptPair", clip=clip, source_prompt=HORSE, target_prompt=HORSE)
+    empty, _, _ = results("PromptPair", clip=clip, source_prompt="", target_prompt="")
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    prompts = {"positive": horse, "negative": empty}
+    path, image = results("RecordPath", model=model, latent_image=latent, seed=1, **prompts)
+    if request.param == "inverted":
+        path, _ = results("DDIMInversion", model=model, positive=horse, latent_image=image)
+    return Side(path, reference.pipeline)
+
+
+def edit_nodes(prompts: Any, *nodes: tuple[str, dict]) -> tuple:
+    edits: tuple = ()
+    for name, inputs in nodes:
+        (edits,) = results(name, prompts=prompts, edits=edits, **inputs)
+    return edits
+
+
+def both(
+    demo: tuple,
+    side: Side,
+    reference: PromptToPrompt,
+    target: str,
+    nodes: list[tuple[str, dict]],
+    controls: Controls,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The edited latents of the pack and of the reference."""
+    model, clip = demo
+    _, positive, prompts = results(
+        "PromptPair", clip=clip, source_prompt=HORSE, target_prompt=target
+    )
+    empty, _, _ = results("PromptPair", clip=clip, source_prompt="", target_prompt="")
+    _, _, edited, _ = results(
+        "Sampler",
+        model=model,
+        path=side.path,
+        positive=positive,
+        negative=empty,
+        edits=edit_nodes(prompts, *nodes),
+    )
+    words = [reference.encode(text) for text in (HORSE, target, "")]
+    theirs = reference.run(side.latents, *words, controls, CFG)
+    plain = reference.run(side.latents, *words, Controls(), CFG)
+    assert largest_error(theirs[-1:], plain[-1:]) > 0.05  # there is something to agree about
+    return side.in_diffusers(edited), theirs
+
+
+TOLERANCE = 1e-3
+
+
+def test_replace_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt):
+    nodes = [("PromptToPrompt", {"mode": "replace", "cross_replace": 0.8, "self_replace": 0.4})]
+    ours, theirs = both(demo, side, reference, ZEBRA, nodes, controls(reference, ZEBRA))
+    assert largest_error(ours, theirs) <= TOLERANCE
+
+
+def test_refine_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt):
+    mapper, own = refine_mapper(reference.pipeline.tokenizer, HORSE, REFINED)
+    wanted = Controls(mapper, own, (0.0, 0.4), self_attention=(0.0, 0.6), self_limit=8)
+    settings = {"mode": "refine", "cross_replace": 0.4, "self_replace": 0.6, "self_limit": 8}
+    nodes = [("PromptToPrompt", settings)]
+    ours, theirs = both(demo, side, reference, REFINED, nodes, wanted)
+    assert largest_error(ours, theirs) <= TOLERANCE
+
+
+def test_a_words_own_window_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt):
+    tokenizer = reference.pipeline.tokenizer
+    mapper, own = replace_mapper(tokenizer, HORSE, ZEBRA)
+    ends = dict.fromkeys(word_tokens(tokenizer, ZEBRA, "zebra"), 0.2)
+    wanted = Controls(mapper, own, (0.0, 0.8), ends=ends)
+    settings = {"cross_replace": 0.8, "self_replace": 0.0, "word_overrides": "zebra: 0.2"}
+    ours, theirs = both(demo, side, reference, ZEBRA, [("PromptToPrompt", settings)], wanted)
+    assert largest_error(ours, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("injected", [True, False], ids=["on injected maps", "on its own maps"])
+@pytest.mark.parametrize("factor", [2.0, -1.0])
+def test_reweighting_is_the_references(
+    demo: tuple, side: Side, reference: PromptToPrompt, factor: float, injected: bool
+):
+    factors = torch.ones(77)
+    factors[word_tokens(reference.pipeline.tokenizer, ZEBRA, "zebra")] = factor
+    window = {"reweight": (0.0, 0.8), "factors": factors}
+    nodes = [("Reweight", {"words": f"zebra: {factor}", "end": 0.8})]
+    wanted = Controls(**window)
+    if injected:
+        wanted = controls(reference, ZEBRA, **window)
+        nodes += [("PromptToPrompt", {"cross_replace": 0.8, "self_replace": 0.4})]
+    ours, theirs = both(demo, side, reference, ZEBRA, nodes, wanted)
+    assert largest_error(ours, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("subtract", ["", "blue"])
+def test_local_blend_is_the_references(
+    demo: tuple, side: Side, reference: PromptToPrompt, subtract: str
+):
+    tokenizer = reference.pipeline.tokenizer
+    more = {}
+    if subtract:
+        more["subtract_source"] = word_tokens(tokenizer, HORSE, subtract)
+        more["subtract_target"] = word_tokens(tokenizer, ZEBRA, subtract)
+    wanted = controls(reference, ZEBRA, blend=blend(reference, ZEBRA, **more))
+    words = {"source_words": "horse", "target_words": "zebra", "subtract_words": subtract}
+    nodes = [
+        ("PromptToPrompt", {"cross_replace": 0.8, "self_replace": 0.4}),
+        ("LocalBlend", {"threshold": 0.5, **words}),
+    ]
+    ours, theirs = both(demo, side, reference, ZEBRA, nodes, wanted)
+    assert largest_error(ours, theirs) <= TOLERANCE
+    kept = (theirs[-1] == side.latents[-1]).float().mean()
+    assert 0.1 < kept < 0.9
