@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention_maps import AttentionMaps
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
+from .local_blend import LocalBlend
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
 from .null_text import NegativePromptInversion, NullTextInversion
+from .paint_with_words import PaintWithWords
 from .paths import DDIMInversion, RecordPath
+from .prompt_to_prompt import PromptToPrompt, Reweight
 from .prompts import PromptPair
 from .report import EditReport
 from .sampler import Sampler
@@ -27,6 +31,11 @@ NODES: list[type[io.ComfyNode]] = [
     MDPGuidance,
     MaskBlend,
     PromptPair,
+    PromptToPrompt,
+    Reweight,
+    LocalBlend,
+    PaintWithWords,
+    AttentionMaps,
     Sampler,
     SavePath,
     LoadPath,

@@ -13,12 +13,14 @@ from .support import (
     CATEGORY,
     check_conditioning,
     check_latent,
+    check_window,
     edits_input,
     edits_output,
     last_steps,
     names_itself,
     path_sigmas,
     tell,
+    window_inputs,
 )
 
 REFERENCE_STEPS = 50
@@ -174,22 +176,11 @@ class MaskBlend(io.ComfyNode):
                     tooltip="White is edited, black keeps the source. Of the image's proportions; "
                     "one for all images or one each.",
                 ),
-                io.Float.Input(
-                    "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where blending begins; 0 is the noisy end of the path.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where blending ends. Earlier lets the seam heal in the last steps.",
+                *window_inputs(
+                    0.0,
+                    1.0,
+                    "Where blending begins; 0 is the noisy end of the path.",
+                    "Where blending ends. Earlier lets the seam heal in the last steps.",
                     advanced=True,
                 ),
                 edits_input(),
@@ -200,7 +191,6 @@ class MaskBlend(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
-        if start >= end:
-            raise ValueError(f"start {start} is not before end {end}; the window holds no step")
+        check_window(start, end)
         mask = mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1)
         return io.NodeOutput((*edits, diffedit.MaskBlend(mask=mask, start=start, end=end)))

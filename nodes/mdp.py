@@ -7,7 +7,14 @@ from typing import ClassVar
 from comfy_api.latest import io
 
 from ..edits import mdp
-from .support import CATEGORY, edits_input, edits_output, names_itself
+from .support import (
+    CATEGORY,
+    check_window,
+    edits_input,
+    edits_output,
+    names_itself,
+    window_inputs,
+)
 
 
 class MDPNode(io.ComfyNode):
@@ -43,23 +50,13 @@ class MDPNode(io.ComfyNode):
                     "along a line, a cosine or an exponential.",
                     advanced=True,
                 ),
-                io.Float.Input(
-                    "start",
-                    default=cls.EDIT.start,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where the window begins, as a fraction of the whole path; 0 is its "
-                    "noisy end. A little above 0 lets the new prompt set colours and light.",
-                ),
-                io.Float.Input(
-                    "end",
-                    default=cls.EDIT.end,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where the window ends. Later keeps more of the source's layout, "
-                    "earlier gives the new prompt more freedom.",
+                *window_inputs(
+                    cls.EDIT.start,
+                    cls.EDIT.end,
+                    "Where the window begins, as a fraction of the whole path; 0 is its noisy end. "
+                    "A little above 0 lets the new prompt set colours and light.",
+                    "Where the window ends. Later keeps more of the source's layout, earlier gives "
+                    "the new prompt more freedom.",
                 ),
                 edits_input(),
             ],
@@ -69,8 +66,7 @@ class MDPNode(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, weight, curve, start, end, edits=()) -> io.NodeOutput:
-        if start >= end:
-            raise ValueError(f"start {start} is not before end {end}; the window holds no step")
+        check_window(start, end)
         edit = cls.EDIT(weight=weight, curve=curve, start=start, end=end)
         return io.NodeOutput((*edits, edit))
 

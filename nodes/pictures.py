@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 HEAT = ((0.0, 0.0, 0.1), (0.3, 0.05, 0.4), (0.75, 0.2, 0.35), (0.98, 0.55, 0.1), (1.0, 1.0, 0.75))
 """Dark blue over red and orange to pale yellow: brightness rises evenly, also in print."""
+
+LEGIBLE = 256
+"""The smallest side, in pixels, of a picture with a word under it."""
 
 
 def heat_colours(heat: Tensor) -> Tensor:
@@ -27,6 +30,27 @@ def side_by_side(*images: Tensor) -> Tensor:
     line = torch.ones_like(images[0][:, :, :2])
     pieces = [piece for image in images for piece in (line, image)][1:]
     return torch.cat(pieces, dim=2)
+
+
+def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
+    """A heat map (H, W) of 0 to 1 over an image (H, W, 3), and below it the word (H', W', 3).
+
+    Small images are enlarged, so that the word can be read.
+    """
+    factor = math.ceil(LEGIBLE / min(image.shape[:2]))
+    page = torch.lerp(image[..., :3].cpu(), heat_colours(heat[None])[0], 0.6).clamp(0, 1)
+    page = page.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
+    width = page.shape[1]
+    size = max(14, width // 14)
+    strip = Image.new("RGB", (width, 2 * size), "white")
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(size)
+    while draw.textlength(word, font) > width - 8 and size > 10:
+        size -= 1
+        font = ImageFont.load_default(size)
+    draw.text((width / 2, strip.height / 2), word, "black", font, anchor="mm")
+    label = torch.from_numpy(np.asarray(strip).astype(np.float32) / 255)
+    return torch.cat([page, label])
 
 
 def loss_plot(before: Sequence[float], after: Sequence[float], limits: Sequence[float]) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import comfy.samplers
@@ -15,6 +16,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 from torch import Tensor
 
+from ..attention.align import Prompt
 from ..attention.control import attention_layers
 from ..edits.base import Edit, Edits
 from ..inversion.path import Conditioning, DiffusionPath
@@ -42,6 +44,26 @@ def edits_output() -> io.Output:
         display_name="edits",
         tooltip="The chain with this edit at its end: connect it to the next edit or the sampler.",
     )
+
+
+def window_inputs(
+    start: float, end: float, where: str, until: str, advanced: bool | None = None
+) -> list[io.Input]:
+    """The part of the path that an edit works in: the defaults, and what the two ends do."""
+    return [
+        io.Float.Input(
+            name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tip, advanced=advanced
+        )
+        for name, default, tip in (("start", start, where), ("end", end, until))
+    ]
+
+
+def check_window(start: float, end: float, names: tuple[str, str] = ("start", "end")) -> None:
+    """Raise if a window holds no step."""
+    if start >= end:
+        raise ValueError(
+            f"{names[0]} {start} is not before {names[1]} {end}; the window holds no step"
+        )
 
 
 def spacing_input() -> io.Input:
@@ -188,6 +210,14 @@ def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
             )
 
 
+def check_cross_attention(model: ModelPatcher, needs: str, instead: str) -> None:
+    """Raise, with what needs it and what to use instead, if a model has no cross-attention."""
+    if not attention_layers(model.model.diffusion_model):
+        raise ValueError(
+            f"{needs} cross-attention, and {type(model.model).__name__} has none; use {instead}"
+        )
+
+
 def check_attention(
     model: ModelPatcher,
     edits: Edits,
@@ -200,32 +230,44 @@ def check_attention(
         positive: what is predicted under.
         source: the path's own prompt; None while a path is recorded.
     """
+    width = text_width(model)
+    first: dict[str, Prompt] = {}
     for edit in edits:
         name = words(type(edit).__name__)
         if type(edit).attention is Edit.attention:
             continue
-        if not attention_layers(model.model.diffusion_model):
-            raise ValueError(
-                f"{name} changes cross-attention, and {type(model.model).__name__} has none; use "
-                "MDP Epsilon, MDP Latent, or DiffEdit Mask with Mask Blend, which work with it"
-            )
+        check_cross_attention(
+            model,
+            f"{name} changes",
+            "MDP Epsilon, MDP Latent, or DiffEdit Mask with Mask Blend, which work with it",
+        )
         of_source, of_target = edit.prompts
-        for prompt, conditioning, role in (
-            (of_target, positive, "positive"),
-            (of_source, source, "the path's prompt"),
+        for prompt, conditioning, role, output in (
+            (of_target, positive, "positive", "target"),
+            (of_source, source, "the path's prompt", "source"),
         ):
             if prompt is None or conditioning is None:
                 continue
-            width = text_width(model)
             if width is not None and prompt.embedding.shape[-1] != width:
                 raise ValueError(
-                    f"the prompts of {name} were encoded {prompt.embedding.shape[-1]} wide, for "
-                    f"another model family; this model reads {width}: give Prompt Pair the CLIP of "
+                    f"the prompt of {name} was encoded {prompt.embedding.shape[-1]} wide, for "
+                    f"another model family; this model reads {width}: encode it with the CLIP of "
                     "the same checkpoint"
                 )
             if not any(is_of(embedding, prompt) for embedding, _ in conditioning):
-                output = "target" if role == "positive" else "source"
                 raise ValueError(
-                    f'{role} is not the {output} of {name}\'s Prompt Pair, "{prompt.text}"; '
-                    f"connect its {output} there, or change the prompt in both places"
+                    f'{role} is not the {output} prompt of {name}, "{shown(prompt)}"; connect the '
+                    f"{output} of its Prompt Pair there, or write the same prompt in both places"
                 )
+            # One prediction has its tokens counted one way, whoever asks.
+            if not is_of(prompt.embedding, first.setdefault(output, prompt)):
+                raise ValueError(
+                    f'{name} has the {output} prompt "{shown(prompt)}", and an edit before it '
+                    f'"{shown(first[output])}"; give all edits of the attention in a chain the '
+                    "same prompts"
+                )
+
+
+def shown(prompt: Prompt) -> str:
+    """A prompt's text, cut short, on one line."""
+    return shorten(prompt.text, 60, placeholder=" ...")

@@ -1,0 +1,149 @@
+"""A node that shows where in a picture the words of its prompt are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+
+from ..attention.align import Prompt, PromptPair
+from ..attention.maps import attention_maps
+from ..attention.words import word_list
+from ..inversion.path import DiffusionPath
+from ..samplers.denoiser import ComfyDenoiser, is_of, run
+from ..samplers.schedules import window
+from .local_blend import resolution_input
+from .pictures import labelled_map
+from .support import (
+    CATEGORY,
+    Path,
+    Prompts,
+    check_cross_attention,
+    check_path,
+    check_window,
+    names_itself,
+    shown,
+    tell,
+    window_inputs,
+)
+
+
+def prompt_of(path: DiffusionPath, prompts: PromptPair) -> Prompt:
+    """The one of two prompts that a path was made with."""
+    for prompt in (prompts.source, prompts.target):
+        if any(is_of(embedding, prompt) for embedding, _ in path.positive):
+            return prompt
+    raise ValueError(
+        f'the path was made with neither "{shown(prompts.source)}" nor '
+        f'"{shown(prompts.target)}"; connect the Prompt Pair that it was made with'
+    )
+
+
+def every_word(prompt: Prompt) -> list[str]:
+    """The words of a prompt, each once, without punctuation."""
+    words = {word.text.casefold(): word.text for word in reversed(prompt.words)}
+    found = [text for text in reversed(words.values()) if any(map(str.isalnum, text))]
+    if not found:
+        raise ValueError("the prompt has no words to look at; use a path that was made with some")
+    return found
+
+
+class AttentionMaps(io.ComfyNode):
+    """See where the words of a prompt are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_AttentionMaps",
+            display_name="Attention Maps",
+            category=f"{CATEGORY}/attention",
+            description="Shows for each word of a path's prompt where in the picture the model "
+            "sees it, and gives the maps as masks.",
+            search_aliases=["DAAM", "heat map", "cross attention", "word mask", "P2P", "explain"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that made the path, or a relative."),
+                Path.Input("path", tooltip="The path of the picture to look at."),
+                Prompts.Input(
+                    "prompts",
+                    tooltip="The Prompt Pair of which the path was made with one: the source's for "
+                    "an inverted or recorded path, the new one for an edited path.",
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of the model that made the path."),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words or phrases to look at, with commas between them; empty is every "
+                    "word of the prompt.",
+                ),
+                resolution_input(),
+                *window_inputs(
+                    0.0,
+                    1.0,
+                    "Where to begin looking; 0 is the noisy end of the path, where the layout is "
+                    "settled.",
+                    "Where to stop looking. Earlier shows the layout, later the details too.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="A heat map over the picture for each word, dark to bright; all words "
+                    "of the first picture, then of the second.",
+                ),
+                io.Mask.Output(
+                    display_name="maps",
+                    tooltip="The maps in the picture's size and the same order, each from 0 to 1.",
+                ),
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, path, prompts, vae, words, resolution, start=0.0, end=1.0
+    ) -> io.NodeOutput:
+        check_cross_attention(model, "the maps are of", "an SD 1.x, SD 2.x or SDXL model")
+        check_path(model, path)
+        check_window(start, end)
+        prompt = prompt_of(path, prompts)
+        shown_words = word_list(words) or every_word(prompt)
+        columns = [prompt.columns(word) for word in shown_words]
+        steps = window(path.steps, start, end)
+        if not steps:
+            raise ValueError(
+                f"none of the path's {path.steps} steps begins between start {start} and end {end}"
+                "; move them apart"
+            )
+
+        def look(denoiser: ComfyDenoiser, conditions, progress):
+            maps = attention_maps(
+                denoiser,
+                denoiser.path_in(path),
+                conditions["positive"],
+                prompt,
+                columns,
+                resolution=resolution,
+                steps=steps,
+                progress=progress,
+            )
+            return maps.cpu(), denoiser.evaluations
+
+        maps, evaluations = run(
+            model, {"positive": path.positive}, path.clean, path.sigmas, look, steps=len(steps)
+        )
+        pictures = vae.decode(path.clean)
+        size = f"{maps.shape[3]} x {maps.shape[2]}"
+        maps = F.interpolate(maps, pictures.shape[1:3], mode="bilinear")
+        maps = maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+        images = torch.stack(
+            [
+                labelled_map(picture, heat, word)
+                for picture, heats in zip(pictures, maps, strict=True)
+                for heat, word in zip(heats, shown_words, strict=True)
+            ]
+        )
+        text = f"{len(steps)} steps, {evaluations} network evaluations; maps of {size}"
+        return io.NodeOutput(images, maps.flatten(0, 1), ui=tell(cls, text, images))
