@@ -1,4 +1,9 @@
-"""`make bench`: every technique against the truth, then what the pack costs."""
+"""`make bench`: every technique against the truth, then what the pack costs.
+
+Two longer ones are run by themselves: `python -m diffusion_path.benchmarks.inversion`, every
+inversion and the published null-text (45 minutes on one core), and
+`python -m diffusion_path.benchmarks.combinations`, every inversion with every edit (20 minutes).
+"""
 
 from __future__ import annotations
 

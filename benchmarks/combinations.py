@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 
@@ -16,7 +17,6 @@ from .techniques import (
     DIRECT,
     INVERSIONS,
     Edited,
-    Inversion,
     Row,
     Technique,
     diffedit,
@@ -38,37 +38,47 @@ EDITS: dict[str, Technique] = {
 }
 
 
-def on(batch: Batch, inversion: Inversion, technique: Technique) -> Edited:
+def on(batch: Batch, inversion: Callable[[], Batch], technique: Technique) -> Edited:
     """A technique on a path of another making, whose cost counts."""
-    inverted = batch.inverted(inversion)
-    return technique(inverted)
+    return technique(inversion())
 
 
-def rows() -> list[Row]:
-    """All of them; direct inversion is DDIM's path, from which the edits read the source."""
+def rows(batch: Batch) -> list[Row]:
+    """All of them; direct inversion is DDIM's path, from which the edits read the source.
+
+    Each path of the batch is made once, with the first of its edits.
+    """
     ways = {name: way for name, way in INVERSIONS.items() if name != DIRECT}
     ways["null-text"] = null_text
+    made = {name: cache(partial(batch.inverted, way)) for name, way in ways.items()}
     return [
-        Row(f"{inversion}; {edit}", partial(on, inversion=way, technique=technique))
-        for inversion, way in ways.items()
+        Row(f"{name}; {edit}", partial(on, inversion=inverted, technique=technique))
+        for name, inverted in made.items()
         for edit, technique in EDITS.items()
     ]
 
 
+EXPLANATION = """\
+# Every inversion with every edit
+
+{count} held-out edits of the demo world, {per_kind} of each kind; columns as in [edits](edits.md),
+each node's defaults. One edit is {one:.0f} % of the judge's column. Evaluations of null-text are
+those of a batch, which goes on until its last picture is done; for one picture see
+[inversion](inversion.md).
+"""
+
+
 def main(per_kind: int = PER_KIND) -> None:
-    """Measure every combination and write the table."""
+    """Measure every combination, and write the table after each."""
     with torch.inference_mode():
         batch = Batch(Demo.load(), draw_edits("held_out", per_kind))
-    table = [HEAD]
-    for measured in measure(rows(), batch, Judge.load()):
+    count, table = len(batch.edits), [HEAD]
+    head = EXPLANATION.format(count=count, per_kind=per_kind, one=100 / count)
+    RESULTS.mkdir(exist_ok=True)
+    for measured in measure(rows(batch), batch, Judge.load()):
         table.append(line(measured))
         print(table[-1], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    head = (
-        f"# Every inversion with every edit\n\n{len(batch.edits)} held-out edits, as in "
-        "[edits](edits.md); each node's defaults.\n\n"
-    )
-    (RESULTS / "combinations.md").write_text(head + "\n".join(table) + "\n")
+        (RESULTS / "combinations.md").write_text(head + "\n" + "\n".join(table) + "\n")
 
 
 if __name__ == "__main__":

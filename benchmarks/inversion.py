@@ -218,45 +218,48 @@ never trained on; 50 steps, guidance 7.5, each node's defaults unless the row sa
 """
 
 
+def write(text: str, lines: list[Line], costs: dict[str, list[Cost]], limit: float) -> None:
+    """The tables and the figures, as far as they have come."""
+    count = len(costs[OURS])
+    reference = (Reference.__doc__ or "").splitlines()[0]
+    head = EXPLANATION.format(count=count, limit=limit, reference=reference)
+    table = "\n".join([HEAD, *map(row, lines)])
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "inversion.md").write_text(f"{head}\n{table}\n\n## Speed\n\n{text}\n")
+    figures = {
+        "rows": [asdict(line) for line in lines],
+        "costs": {name: [asdict(cost) for cost in each] for name, each in costs.items()},
+    }
+    (RESULTS / "inversion.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def main(per_kind: int = PER_KIND) -> None:
-    """Measure, print and write."""
+    """Measure, print, and write after each row."""
     edits, judge = draw_edits("held_out", per_kind), Judge.load()
     with torch.inference_mode():
         demo = Demo.load()
         single, batch = [Batch(demo, [edit]) for edit in edits], Batch(demo, edits)
-    published, ours = take_turns(demo, single)
-    text = speed(published, ours)
+    turns = dict(zip((REFERENCE, OURS), take_turns(demo, single), strict=True))
+    costs = {name: one.costs for name, one in turns.items()}
+    text = speed(*turns.values())
     print(f"{text}\n{HEAD}", flush=True)
 
-    def fixed(turns: Turns) -> Inversion:
-        return lambda _: turns.path()
+    def fixed(one: Turns) -> Inversion:
+        return lambda _: one.path()
 
-    lines = []
+    lines: list[Line] = []
     with torch.inference_mode():
-        ways: dict[str, Inversion] = {REFERENCE: fixed(published), OURS: fixed(ours)}
-        for name, inversion in {**INVERSIONS, **ways}.items():
+        limit = psnr(batch.decode(batch.latent), batch.before)
+        ways = {name: fixed(one) for name, one in turns.items()} | INVERSIONS
+        for name, inversion in ways.items():
             inverted = batch.inverted(inversion)
             evaluations = inverted.inversion_cost / len(edits)
-            if name in ways:
-                turns = published if name == REFERENCE else ours
-                evaluations = published.paths[0].steps + fmean(cost.forward for cost in turns.costs)
+            if name in turns:
+                steps = turns[name].paths[0].steps
+                evaluations = steps + fmean(cost.forward for cost in costs[name])
             lines.append(measure(name, inverted, judge, evaluations))
             print(row(lines[-1]), flush=True)
-        limit = psnr(batch.decode(batch.latent), batch.before)
-    head = EXPLANATION.format(
-        count=len(edits), limit=limit, reference=(Reference.__doc__ or "").splitlines()[0]
-    )
-    RESULTS.mkdir(exist_ok=True)
-    table = "\n".join([HEAD, *map(row, lines)])
-    (RESULTS / "inversion.md").write_text(f"{head}\n{table}\n\n## Speed\n\n{text}\n")
-    figures = {
-        "rows": [asdict(line) for line in lines],
-        "costs": {
-            name: [asdict(cost) for cost in turns.costs]
-            for name, turns in ((REFERENCE, published), (OURS, ours))
-        },
-    }
-    (RESULTS / "inversion.json").write_text(json.dumps(figures, indent=1) + "\n")
+            write(text, lines, costs, limit)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ the path's next latent (algorithm 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -48,7 +48,7 @@ def null_text_inversion(
     inner_steps: int = 10,
     optimizer: Optimizer = "line search",
     learning_rate: float = 1e-2,
-    early_stop: float = 1e-5,
+    early_stop: float = 8e-6,
     progress: Progress = no_progress,
 ) -> NullText:
     """Find the embeddings with which guidance retraces a path that was inverted without it.
@@ -68,7 +68,8 @@ def null_text_inversion(
         optimizer: "adam" is the reference's; "line search" needs a fraction of its evaluations.
         learning_rate: Adam's at the noisy end; at the clean end it is half of this.
         early_stop: the mean squared error at which a step is done, in latents of unit variance,
-            at the noisy end; it grows along a line to 101 times as much at the clean end.
+            at the noisy end; it grows along a line to 101 times as much at the clean end. The
+            reference's is 1e-5.
         progress: told of each inner iteration; each step has `inner_steps` of them.
     """
     optimize = adam if optimizer == "adam" else LineSearch()
@@ -78,28 +79,27 @@ def null_text_inversion(
         latents = latents.clone()
         x = latents[0]
         start = embedding = denoiser.embedding(null).clone().expand(len(x), -1, -1)
-        current = null
         for i in range(len(latents) - 1):
+            step = GuidedStep(denoiser, x, latents[i + 1], levels[i], levels[i + 1], null, cfg)
             if null is condition:
-                embedding, current = start, null
-            cond, uncond = denoiser(x, levels[i], [condition, current])
-            below = levels[i + 1]
-            step = GuidedStep(denoiser, x, latents[i + 1], levels[i], below, cond, null, cfg)
-            found, uncond, tried = optimize(
+                look = step.look(start, is_prompt=True)
+            else:
+                (step.cond,) = denoiser(x, levels[i], [condition])
+                look = step.look(embedding)
+            look, tried = optimize(
                 step,
-                embedding,
-                uncond,
+                look,
                 inner_steps=inner_steps,
                 learning_rate=learning_rate * (1 - 0.5 * i / steps),
                 stop=threshold(early_stop, i, steps),
                 tell=partial(tell, progress, step, range(i * inner_steps, (i + 1) * inner_steps)),
             )
-            if found is not embedding:
-                embedding, current = found, denoiser.with_embedding(null, found)
+            embedding, uncond = look.embedding, look.uncond
+            del look  # and what it has kept for its way back
             x = step.land(uncond)
             embeddings.append(embedding)
             losses.append(tried)
-            progress((i + 1) * inner_steps - 1, guidance(uncond, cond, cfg), x)
+            progress((i + 1) * inner_steps - 1, guidance(uncond, step.cond, cfg), x)
     return NullText(
         embeddings=torch.stack(embeddings),
         losses=losses,
@@ -112,56 +112,90 @@ def threshold(early_stop: float, i: int, steps: int) -> float:
     return early_stop * (1 + 100 * i / steps)
 
 
-@dataclass(frozen=True)
+@dataclass
 class GuidedStep:
-    """One step of the path under guidance, as a function of its unconditional embedding."""
+    """One step of the path under guidance, as a function of its unconditional embedding.
+
+    Attributes:
+        cond: the conditional estimate (B, C, ...), to be set, or looked for, first.
+    """
 
     denoiser: Denoiser
     x: Tensor
     target: Tensor
     sigma: float
     sigma_next: float
-    cond: Tensor
     null: Condition
     cfg: float
+    cond: Tensor = field(init=False)
 
-    def uncond(self, embedding: Tensor) -> Tensor:
-        """The unconditional estimate (B, C, ...)."""
-        null = self.denoiser.with_embedding(self.null, embedding)
-        return self.denoiser(self.x, self.sigma, [null])[0]
+    def look(self, embedding: Tensor, is_prompt: bool = False) -> Look:
+        """Try an embedding, and keep the way back; that of the prompt gives `cond` as well."""
+        with torch.enable_grad():
+            embedding = embedding.detach().clone().requires_grad_()
+            null = self.denoiser.with_embedding(self.null, embedding)
+            (uncond,) = self.denoiser(self.x, self.sigma, [null])
+            if is_prompt:
+                self.cond = uncond.detach()
+            miss = self.denoiser.mixing.rescale(self.land(uncond) - self.target, self.sigma_next, 0)
+            return Look(embedding, uncond, miss.flatten(1))
 
     def land(self, uncond: Tensor) -> Tensor:
         """Where the guided step ends (B, C, ...): an affine function of the estimate."""
         slope = derivative(self.x, guidance(uncond, self.cond, self.cfg), self.sigma)
         return self.x + (self.sigma_next - self.sigma) * slope
 
-    def miss(self, uncond: Tensor) -> Tensor:
-        """How far from the path that is (B, numbers), at unit variance."""
-        miss = self.land(uncond) - self.target
-        return self.denoiser.mixing.rescale(miss, self.sigma_next, 0).flatten(1)
 
-    def gradient(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The unconditional estimate, and the gradient of the mean squared miss.
+class Look:
+    """An embedding that was tried.
+
+    Attributes:
+        embedding: (B, tokens, width).
+        uncond: the unconditional estimate under it (B, C, ...).
+        miss: how far from the path that leads (B, numbers), at unit variance.
+        loss: the mean square of that (B,).
+        mixed: of which two it is made, and for which pictures (B,) the first counts.
+    """
+
+    def __init__(
+        self,
+        embedding: Tensor,
+        uncond: Tensor,
+        miss: Tensor,
+        mixed: tuple[Tensor, Look, Look] | None = None,
+    ) -> None:
+        self._embedding, self._miss, self._mixed = embedding, miss, mixed
+        self.embedding, self.uncond, self.miss = embedding.detach(), uncond.detach(), miss.detach()
+        self.loss = self.miss.square().mean(dim=1)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss (B, tokens, width); the way back is gone then.
 
         Backwards goes a vector of the size that half precision likes best.
         """
-        with torch.enable_grad():
-            embedding = embedding.detach().clone().requires_grad_()
-            uncond = self.uncond(embedding)
-            miss = self.miss(uncond)
-        uncond = uncond.detach()
-        size = miss.detach().square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
-        (gradient,) = torch.autograd.grad(miss, embedding, miss.detach() / size)
-        return uncond, gradient * (2 * size / miss.shape[1])[..., None]
+        if self._mixed is not None:
+            better, one, other = self._mixed
+            return pick(better, one.gradient, other.gradient)
+        size = self.loss.sqrt().clamp(min=1e-12)[:, None]
+        (gradient,) = torch.autograd.grad(self._miss, self._embedding, self.miss / size)
+        return gradient * (2 * size / self.miss.shape[1])[..., None]
+
+    def or_else(self, other: Look, better: Tensor) -> Look:
+        """This one for the pictures that are `better` (B,), for the rest the other."""
+        if bool(better.all()):
+            return self
+        kept = (pick(better, getattr(self, k), getattr(other, k)) for k in KEPT)
+        return Look(*kept, mixed=(better, self, other))
 
 
-def mean_square(miss: Tensor) -> Tensor:
-    """The loss of each picture (B,)."""
-    return miss.square().mean(dim=1)
+KEPT = ("embedding", "uncond", "miss")
 
 
-Found = tuple[Tensor, Tensor, list[Tensor]]
-"""An embedding, the unconditional estimate under it, and the losses of all that were tried."""
+def pick(better: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`a` for the pictures `better` (B,), `b` for the others."""
+    return torch.where(better.view(-1, *[1] * (a.ndim - 1)), a, b)
+
 
 Tell = Callable[[int, Tensor], None]
 """Called with each iteration's number and its unconditional estimate."""
@@ -185,75 +219,68 @@ class LineSearch:
     def __call__(
         self,
         step: GuidedStep,
-        embedding: Tensor,
-        uncond: Tensor,
+        look: Look,
         *,
         inner_steps: int,
         learning_rate: float,
         stop: float,
         tell: Tell,
-    ) -> Found:
-        """The learning rate is not read."""
-        miss = step.miss(uncond)
-        losses = [mean_square(miss)]
+    ) -> tuple[Look, list[Tensor]]:
+        """What was found, and the losses on the way; the learning rate is not read."""
+        losses = [look.loss]
         for iteration in range(inner_steps):
-            loss = losses[-1]
-            if bool((loss < stop).all()):
+            if bool((look.loss < stop).all()):
                 break
-            _, gradient = step.gradient(embedding)
+            gradient = look.gradient
             size = gradient.square().mean(dim=(1, 2), keepdim=True).sqrt()
             direction = -gradient / (gradient.abs() + size).clamp(min=1e-30)
-            slope = -(gradient * direction).sum(dim=(1, 2))
-            direction = (self.scale * loss / slope.clamp(min=1e-30))[:, None, None] * direction
-            trial = embedding + direction
-            trial_uncond = step.uncond(trial)
-            change = step.miss(trial_uncond) - miss
-            best = -(miss * change).sum(dim=1) / change.square().sum(dim=1).clamp(min=1e-30)
+            fall = -(gradient * direction).sum(dim=(1, 2))
+            length = self.scale * look.loss / fall.clamp(min=1e-30)
+            direction = length[:, None, None] * direction
+            trial = step.look(look.embedding + direction)
+            change = trial.miss - look.miss
+            best = -(look.miss * change).sum(dim=1) / change.square().sum(dim=1).clamp(min=1e-30)
             far = (best - 1).abs() > CLOSE_ENOUGH
             if bool(far.any()):
                 best = torch.where(far, best.clamp(0.05, 4), 1.0)
-                trial = embedding + best[:, None, None] * direction
-                trial_uncond = step.uncond(trial)
                 self.scale = self.scale * best
-            trial_miss = step.miss(trial_uncond)
-            better = (mean_square(trial_miss) < loss) & (loss >= stop)
-            embedding = torch.where(better[:, None, None], trial, embedding)
-            uncond = torch.where(better.view(-1, *[1] * (uncond.ndim - 1)), trial_uncond, uncond)
-            miss = torch.where(better[:, None], trial_miss, miss)
-            losses.append(mean_square(miss))
-            tell(iteration, uncond)
+                del trial  # the memory of two ways back is not needed
+                trial = step.look(look.embedding + best[:, None, None] * direction)
+            better = (trial.loss < look.loss) & (look.loss >= stop)
+            if bool(better.any()):
+                look = trial.or_else(look, better)
+            losses.append(look.loss)
+            tell(iteration, look.uncond)
             if not bool(better.any()):
                 break
-        return embedding, uncond, losses
+        return look, losses
 
 
 def adam(
     step: GuidedStep,
-    embedding: Tensor,
-    uncond: Tensor,
+    look: Look,
     *,
     inner_steps: int,
     learning_rate: float,
     stop: float,
     tell: Tell,
-) -> Found:
+) -> tuple[Look, list[Tensor]]:
     """The reference's: a new Adam for each step, whose first iteration is always taken."""
-    parameter = embedding.clone()
+    parameter = look.embedding.clone()
     optimizer = torch.optim.Adam([parameter], lr=learning_rate)
-    losses: list[Tensor] = []
-    going_on = torch.ones(len(embedding), 1, 1, dtype=torch.bool, device=embedding.device)
+    losses = [look.loss]
+    going_on = torch.ones_like(look.loss, dtype=torch.bool)
     for iteration in range(inner_steps):
-        before = parameter.clone()
-        uncond, parameter.grad = step.gradient(parameter)
-        losses.append(mean_square(step.miss(uncond)))
+        before, parameter.grad = parameter.clone(), look.gradient
         optimizer.step()
-        parameter.copy_(torch.where(going_on, parameter, before))
-        going_on = going_on & (losses[-1] >= stop)[:, None, None]
-        tell(iteration, uncond)
+        parameter.copy_(pick(going_on, parameter, before))
+        going_on = going_on & (look.loss >= stop)
+        tell(iteration, look.uncond)
+        look = step.look(parameter)
+        losses.append(look.loss)
         if not bool(going_on.any()):
             break
-    uncond = step.uncond(parameter)
-    return parameter, uncond, [*losses, mean_square(step.miss(uncond))]
+    return look, losses
 
 
 def tell(progress: Progress, step: GuidedStep, part: range, iteration: int, uncond: Tensor) -> None:

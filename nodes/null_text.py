@@ -89,13 +89,13 @@ class NullTextInversion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "early_stop",
-                    default=1e-5,
+                    default=8e-6,
                     min=0.0,
                     max=1.0,
                     step=1e-7,
                     round=False,
                     tooltip="The error at which a step is good enough. Lower is more exact and "
-                    "slower.",
+                    "slower; the paper's is 1e-5.",
                     advanced=True,
                 ),
                 io.Combo.Input(

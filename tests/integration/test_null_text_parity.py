@@ -73,7 +73,8 @@ def test_its_own_setting_reproduces_the_published_algorithm(
     def loop(denoiser: Any, conditions: dict, progress: Any) -> Any:
         part = denoiser.path_in(path).latents[: COMPARED + 1]
         prompts = conditions["source"], conditions["empty"]
-        return null_text_inversion(denoiser, part, path.sigmas, *prompts, optimizer="adam")
+        published = {"optimizer": "adam", "learning_rate": 0.01, "early_stop": 1e-5}
+        return null_text_inversion(denoiser, part, path.sigmas, *prompts, **published)
 
     prompts = {"source": case["source"], "empty": case["empty"]}
     with torch.inference_mode():

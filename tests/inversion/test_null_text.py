@@ -58,6 +58,18 @@ def test_a_path_that_needs_nothing_is_left_alone_and_costs_one_evaluation_a_step
     assert all(torch.equal(one, found.embeddings[0]) for one in found.embeddings)
 
 
+@pytest.mark.parametrize("null", [SOURCE, NULL], ids=["source", "negative"])
+def test_an_iteration_costs_a_gradient_and_one_or_two_evaluations(null):
+    """None of them for the gradient itself: that goes back through the last trial."""
+    denoiser = GaussianDenoiser()
+    path = inverted(denoiser)
+    denoiser.evaluations = 0
+    found = invert(denoiser, path, null=null, inner_steps=3)
+    idle = path.steps * (1 if null is SOURCE else 2)
+    assert found.gradients > 0
+    assert idle + found.gradients <= denoiser.evaluations <= idle + 2 * found.gradients
+
+
 def test_a_step_is_done_at_the_references_threshold():
     assert [threshold(1e-5, i, 50) for i in (0, 1, 49)] == pytest.approx(
         [1e-5 + i * 2e-5 for i in (0, 1, 49)]
