@@ -41,11 +41,13 @@ def prompt_of(path: DiffusionPath, prompts: PromptPair) -> Prompt:
 
 def every_word(prompt: Prompt) -> list[str]:
     """The words of a prompt, each once, without punctuation."""
-    words = {word.text.casefold(): word.text for word in reversed(prompt.words)}
-    found = [text for text in reversed(words.values()) if any(map(str.isalnum, text))]
+    found: dict[str, str] = {}
+    for word in prompt.words:
+        if any(map(str.isalnum, word.text)):
+            found.setdefault(word.text.casefold(), word.text)
     if not found:
-        raise ValueError("the prompt has no words to look at; use a path that was made with some")
-    return found
+        raise ValueError("the path's prompt has no words to look at; use a path made with some")
+    return list(found.values())
 
 
 class AttentionMaps(io.ComfyNode):

@@ -38,7 +38,8 @@ def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
     Small images are enlarged, so that the word can be read.
     """
     factor = math.ceil(LEGIBLE / min(image.shape[:2]))
-    page = torch.lerp(image[..., :3].cpu(), heat_colours(heat[None])[0], 0.6).clamp(0, 1)
+    grey = image[..., :3].cpu().mean(dim=-1, keepdim=True)  # its colours would be read as heat
+    page = torch.lerp(grey, heat_colours(heat[None])[0], 0.7).clamp(0, 1)
     page = page.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
     width = page.shape[1]
     size = max(14, width // 14)
