@@ -61,14 +61,15 @@ class LocalBlend(Edit):
         return x if mask is None else torch.where(mask > 0, x, step.path.latents[step.index + 1])
 
     def changes(self, step: Step) -> Tensor | None:
-        """Where the words are, in either of the two (B, 1, H, W)."""
-        if step.index not in self.steps(step.path):
+        """Where the words are, in either of the two (B, 1, H, W).
+
+        None as long as one of the prompts has not been used, if it begins later.
+        """
+        source, target = step.seen.get(self.source), step.seen.get(self.target)
+        if step.index not in self.steps(step.path) or source is None or target is None:
             return None
         size = step.path.clean.shape[-2:]
-        source, target = (
-            self._places(step.seen[side], size) for side in (self.source, self.target)
-        )
-        words = source | target
+        words = self._places(source, size) | self._places(target, size)
         return (words[:, :1] & ~words[:, 1:].any(dim=1, keepdim=True)).to(step.path.clean)
 
     def _places(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
