@@ -35,6 +35,8 @@ def attention_maps(
         words: the columns of each word.
         resolution: the shorter side of the layers that count; 0 chooses it.
         steps: which steps to look at; None is all.
+    Raises:
+        ValueError: the condition is in use at none of them, or no layer has the resolution.
     """
     weights = torch.zeros(len(prompt.tokens), len(words))
     for i, columns in enumerate(words):
@@ -49,4 +51,8 @@ def attention_maps(
         if watch in guided.seen:  # not where another pack answered from its cache
             seen.append(guided.seen[watch])
         progress(number, guided.denoised, x)
+    if not seen:
+        raise ValueError(
+            "the path's prompt is not used in these steps; move start and end to where it is"
+        )
     return torch.stack(seen).mean(dim=0)

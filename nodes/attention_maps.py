@@ -10,7 +10,7 @@ from ..attention.align import Prompt, PromptPair
 from ..attention.maps import attention_maps
 from ..attention.words import word_list
 from ..inversion.path import DiffusionPath
-from ..samplers.denoiser import ComfyDenoiser, is_of, run
+from ..samplers.denoiser import ComfyDenoiser, run
 from ..samplers.schedules import window
 from .local_blend import resolution_input
 from .pictures import labelled_map
@@ -20,10 +20,12 @@ from .support import (
     Prompts,
     check_cross_attention,
     check_path,
+    check_whole,
     check_window,
     names_itself,
     shown,
     tell,
+    uses,
     window_inputs,
 )
 
@@ -31,7 +33,8 @@ from .support import (
 def prompt_of(path: DiffusionPath, prompts: PromptPair) -> Prompt:
     """The one of two prompts that a path was made with."""
     for prompt in (prompts.source, prompts.target):
-        if any(is_of(embedding, prompt) for embedding, _ in path.positive):
+        if used := uses(path.positive, prompt):
+            check_whole(used, "the path's prompt")
             return prompt
     raise ValueError(
         f'the path was made with neither "{shown(prompts.source)}" nor '

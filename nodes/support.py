@@ -254,11 +254,13 @@ def check_attention(
                     f"another model family; this model reads {width}: encode it with the CLIP of "
                     "the same checkpoint"
                 )
-            if not any(is_of(embedding, prompt) for embedding, _ in conditioning):
+            used = uses(conditioning, prompt)
+            if not used:
                 raise ValueError(
                     f'{role} is not the {output} prompt of {name}, "{shown(prompt)}"; connect the '
                     f"{output} of its Prompt Pair there, or write the same prompt in both places"
                 )
+            check_whole(used, role)
             # One prediction has its tokens counted one way, whoever asks.
             if not is_of(prompt.embedding, first.setdefault(output, prompt)):
                 raise ValueError(
@@ -266,6 +268,21 @@ def check_attention(
                     f'"{shown(first[output])}"; give all edits of the attention in a chain the '
                     "same prompts"
                 )
+
+
+def uses(conditioning: Conditioning, prompt: Prompt) -> list[dict[str, Any]]:
+    """The options of those parts of a CONDITIONING that are a prompt's."""
+    return [options for embedding, options in conditioning if is_of(embedding, prompt)]
+
+
+def check_whole(used: list[dict[str, Any]], role: str) -> None:
+    """Raise if a prompt is for an area only: there the network sees a picture of its own."""
+    if any("area" in options or options.get("set_area_to_bounds") for options in used):
+        raise ValueError(
+            f"{role} is set to an area, and its attention is then not that of the whole picture; "
+            "use Conditioning (Set Mask) in place of Conditioning (Set Area), with set_cond_area "
+            "default"
+        )
 
 
 def shown(prompt: Prompt) -> str:
