@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -74,6 +76,21 @@ def network_calls(model: Any, batch: int = 1) -> Iterator[Calls]:
         yield counted
     finally:
         handle.remove()
+
+
+def refused(name: str, *said: str, **inputs: Any) -> None:
+    """Calling the node fails with one sentence, of its name and of all that is `said`."""
+    shown = node(name).GET_SCHEMA().display_name
+    watched = network_calls(inputs["model"]) if "model" in inputs else nullcontext()
+    with watched as calls, pytest.raises(ValueError) as refusal:
+        call(name, **inputs)
+    assert calls is None or calls.calls == 0, "the network was asked first"
+    message = str(refusal.value)
+    assert message.startswith(f"{shown}: "), message
+    assert message.endswith(".") and "\n" not in message, message
+    assert len(re.findall(r"[.!?](?:\s|$)", message)) == 1, f"more than a sentence: {message}"
+    for part in said:
+        assert part in message, message
 
 
 def state(model: Any) -> dict[str, Any]:

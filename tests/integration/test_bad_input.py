@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import call, network_calls, node, results
+from diffusion_path.tests.calls import refused, results
 
 SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
 
@@ -36,21 +34,6 @@ def xl(comfy: Path) -> Any:
 def path(model: Any) -> Any:
     inputs = {"positive": SOURCE, "latent_image": latent(batch=2), "steps": 4}
     return results("DDIMInversion", model=model, **inputs)[0]
-
-
-def refused(name: str, *said: str, **inputs: Any) -> None:
-    """Calling the node fails with one sentence, of its name and of all that is `said`."""
-    shown = node(name).GET_SCHEMA().display_name
-    watched = network_calls(inputs["model"]) if "model" in inputs else nullcontext()
-    with watched as calls, pytest.raises(ValueError) as refusal:
-        call(name, **inputs)
-    assert calls is None or calls.calls == 0, "the network was asked first"
-    message = str(refusal.value)
-    assert message.startswith(f"{shown}: "), message
-    assert message.endswith(".") and "\n" not in message, message
-    assert len(re.findall(r"[.!?](?:\s|$)", message)) == 1, f"more than a sentence: {message}"
-    for part in said:
-        assert part in message, message
 
 
 def invert(model: Any, *said: str, **inputs: Any) -> None:
