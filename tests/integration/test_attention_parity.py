@@ -23,7 +23,7 @@ from diffusion_path.tests.reference_prompt_to_prompt import (
     word_tokens,
 )
 
-STEPS, CFG = 50, 7.5
+STEPS, CFG, TOLERANCE = 20, 7.5, 1e-3
 HORSE, ZEBRA = "a horse on a blue background", "a zebra on a blue background"
 
 
@@ -96,19 +96,22 @@ def test_the_reference_blends_into_the_recorded_picture(
     horse, zebra, null = (reference.encode(prompt) for prompt in (HORSE, ZEBRA, ""))
     around = controls(reference, ZEBRA, blend=blend(reference, ZEBRA))
     latents = reference.run(recorded, horse, zebra, null, around, CFG)
-    kept = [
-        float((x == right).all(dim=1).float().mean())
-        for x, right in zip(latents, recorded, strict=True)
-    ]
-    assert max(kept[1:11]) == 0, "blended too early"
-    assert all(0.2 < share < 0.9 for share in kept[11:]), kept
+
+    def kept(latents: list[Tensor]) -> list[float]:
+        pairs = zip(latents, recorded, strict=True)
+        return [float((x == right).all(dim=1).float().mean()) for x, right in pairs]
+
+    shares = kept(latents)
+    first = STEPS // 5 + 1
+    assert max(shares[1:first]) == 0, "blended too early"
+    assert all(0.2 < share < 0.9 for share in shares[first:]), shares
 
     tokens = word_tokens(reference.pipeline.tokenizer, HORSE, "horse")
-    nowhere = blend(reference, ZEBRA, subtract_source=tokens, subtract_target=tokens)
+    border = blend(reference, ZEBRA, subtract_source=tokens, subtract_target=tokens)
     latents = reference.run(
-        recorded, horse, zebra, null, controls(reference, ZEBRA, blend=nowhere), CFG
+        recorded, horse, zebra, null, controls(reference, ZEBRA, blend=border), CFG
     )
-    assert largest_error(latents[11:], recorded[11:]) == 0
+    assert min(kept(latents)[first:]) > 0.6  # without the word itself its border is left
 
 
 @pytest.mark.parametrize(
@@ -176,9 +179,12 @@ def side(request: pytest.FixtureRequest, demo: tuple, reference: PromptToPrompt)
     empty, _, _ = results("PromptPair", clip=clip, source_prompt="", target_prompt="")
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
     prompts = {"positive": horse, "negative": empty}
-    path, image = results("RecordPath", model=model, latent_image=latent, seed=1, **prompts)
+    path, image = results(
+        "RecordPath", model=model, latent_image=latent, seed=1, steps=STEPS, **prompts
+    )
     if request.param == "inverted":
-        path, _ = results("DDIMInversion", model=model, positive=horse, latent_image=image)
+        inverse = {"positive": horse, "latent_image": image, "steps": STEPS}
+        path, _ = results("DDIMInversion", model=model, **inverse)
     return Side(path, reference.pipeline)
 
 
@@ -214,11 +220,10 @@ def both(
     words = [reference.encode(text) for text in (HORSE, target, "")]
     theirs = reference.run(side.latents, *words, controls, CFG)
     plain = reference.run(side.latents, *words, Controls(), CFG)
-    assert largest_error(theirs[-1:], plain[-1:]) > 0.05  # there is something to agree about
+    assert (
+        largest_error(theirs[-1:], plain[-1:]) > 10 * TOLERANCE
+    )  # there is something to agree about
     return side.in_diffusers(edited), theirs
-
-
-TOLERANCE = 1e-3
 
 
 def test_replace_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt):
