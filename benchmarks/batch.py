@@ -7,8 +7,8 @@ is measured is what users run. Edits that share their settings run as one batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..demo.world import Edit
+from ..demo.world import Edit, Scene
 from ..tools.host import import_comfy
 
 import_comfy()
@@ -135,6 +135,21 @@ class Batch:
         counter.evaluations = before
         return other
 
+    def each(self) -> Iterator[Single]:
+        """The edits one by one, each on its part of the path, under the prompts of a pair."""
+        path, cost = self._path
+        for i, edit in enumerate(self.edits):
+            one = Single(self.demo, edit)
+            part = {"latents": path.latents[:, i : i + 1], "positive": one.source}
+            if path.negative is not None:
+                (embedding, options), *_ = path.negative
+                pooled = {"pooled_output": options["pooled_output"][i : i + 1]}
+                part["negative"] = [[embedding[i : i + 1], {**options, **pooled}]]
+            if path.null_embeddings is not None:
+                part["null_embeddings"] = path.null_embeddings[:, i : i + 1]
+            one.__dict__["_path"] = (replace(path, **part), cost // len(self.edits))
+            yield one
+
     @property
     def inversion_cost(self) -> int:
         """Network evaluations that the path has taken, over all pictures."""
@@ -142,9 +157,13 @@ class Batch:
 
     def sample(self, **inputs: Any) -> Tensor:
         """The edited pictures that our sampler makes of the path."""
+        return self.sample_with_mask(**inputs)[0]
+
+    def sample_with_mask(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """The edited pictures, and the masks (N, h, w) where the edits have let them change."""
         ways = {"positive": self.target, "negative": self.empty} | inputs
-        latent, *_ = node("Sampler", model=self.demo.model, path=self.path, **ways)
-        return self.decode(latent)
+        latent, _, _, mask = node("Sampler", model=self.demo.model, path=self.path, **ways)
+        return self.decode(latent), mask
 
     def mask(self, **inputs: Any) -> Tensor:
         """DiffEdit's masks (N, H, W)."""
@@ -157,6 +176,30 @@ class Batch:
             **inputs,
         )
         return mask
+
+
+class Single(Batch):
+    """One edit, its two prompts aligned."""
+
+    def __init__(self, demo: Demo, edit: Edit) -> None:
+        super().__init__(demo, [edit])
+        self.edit = edit
+        self.source, self.target, self.pair = node(
+            "PromptPair",
+            clip=demo.clip,
+            source_prompt=edit.source_prompt,
+            target_prompt=edit.target_prompt,
+        )
+
+    def changed(self) -> tuple[str, str]:
+        """What the source has and the target has not, and the other way round, in words."""
+        source, target = (set(phrases(scene)) for scene in (self.edit.source, self.edit.target))
+        return ", ".join(sorted(source - target)), ", ".join(sorted(target - source))
+
+
+def phrases(scene: Scene) -> list[str]:
+    """What a scene's caption names: the objects and the background."""
+    return [*(one.name for one in scene.objects), f"{scene.background} background"]
 
 
 def to_image(pictures: Sequence[np.ndarray]) -> Tensor:

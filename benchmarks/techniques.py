@@ -28,6 +28,10 @@ class Edited(NamedTuple):
 Technique = Callable[[Batch], Edited]
 
 
+Inversion = Callable[[Batch], Any]
+"""From a batch of edits to the path of their sources."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A technique with its settings, under the name it has in the table."""
@@ -123,11 +127,42 @@ def mdp_in_mask(batch: Batch, mask: dict[str, Any] | None = None, **edit: Any) -
     return Edited(batch.sample(edits=edits), masks)
 
 
+def prompt_to_prompt(
+    batch: Batch,
+    blend: dict[str, Any] | None = None,
+    reweight: float | None = None,
+    sampler: dict[str, Any] | None = None,
+    **edit: Any,
+) -> Edited:
+    """Prompt-to-prompt, edit by edit; with local blend, and with new words reweighted.
+
+    Args:
+        blend: the settings of local blend, whose words are those of what changes.
+        reweight: the factor of the words that are new.
+    """
+    images, masks = [], []
+    for one in batch.each():
+        old, new = one.changed()
+        edits = node("PromptToPrompt", prompts=one.pair, **edit)
+        if reweight is not None and new:
+            lines = "\n".join(f"{words}: {reweight}" for words in new.split(", "))
+            edits = node("Reweight", prompts=one.pair, words=lines, edits=edits)
+        if blend is not None:
+            words = {"source_words": old, "target_words": new}
+            edits = node("LocalBlend", prompts=one.pair, edits=edits, **words | blend)
+        image, mask = one.sample_with_mask(edits=edits, **sampler or {})
+        images.append(image)
+        masks.append(mask)
+    return Edited(torch.cat(images), None if blend is None else torch.cat(masks))
+
+
+def on(batch: Batch, inversion: Inversion, technique: Technique) -> Edited:
+    """A technique on a path of another making, whose cost counts."""
+    return technique(batch.inverted(inversion))
+
+
 FAST: dict[str, Any] = {"method": "x0", "maps": 20, "blur": 1}
 """FastDiffEdit's published settings."""
-
-Inversion = Callable[[Batch], Any]
-"""From a batch of edits to the path of their sources."""
 
 
 def ddim(batch: Batch, **inversion: Any) -> Any:
@@ -160,8 +195,10 @@ INVERSIONS: dict[str, Inversion] = {
     "negative-prompt": negative_prompt,
     "negative-prompt, proximal l0": partial(negative_prompt, proximal="l0"),
     "negative-prompt, proximal l1": partial(negative_prompt, proximal="l1"),
-    "null-text from the empty prompt": partial(null_text, start_from="negative"),
     DIRECT: ddim,
+    "null-text from the empty prompt, 3 iterations": partial(
+        null_text, start_from="negative", inner_steps=3
+    ),
 }
 """The inversions of the table beside null-text from the source prompt, which is timed."""
 

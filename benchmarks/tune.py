@@ -16,9 +16,19 @@ import torch
 from ..demo.judge import Judge
 from .batch import Batch, Demo
 from .edits import HEAD, draw_edits, line, measure
-from .techniques import FAST, Edited, Row, diffedit, img2img, mdp, mdp_in_mask, plain
+from .techniques import (
+    FAST,
+    Edited,
+    Row,
+    diffedit,
+    img2img,
+    mdp,
+    mdp_in_mask,
+    plain,
+    prompt_to_prompt,
+)
 
-PER_KIND = 6
+PER_KIND = 4
 MDP = {"MDP-ε": "MDPEpsilon", "MDP-c": "MDPCondition", "MDP-β": "MDPGuidance"}
 """MDP-x is not among them: its default was chosen on this split already."""
 
@@ -54,6 +64,19 @@ ROWS += several(
 ROWS += several(
     "MDP-ε in the mask", partial(mdp_in_mask, mask={"threshold": 0.3}), end=(0.1, 0.2, 0.3)
 )
+
+ROWS += several(
+    "P2P", prompt_to_prompt, cross_replace=(0.4, 0.6, 0.8), self_replace=(0.2, 0.4, 0.6, 0.8)
+)
+ROWS += several(
+    "P2P and local blend",
+    lambda batch, threshold, start: prompt_to_prompt(
+        batch, blend={"threshold": threshold, "start": start}
+    ),
+    threshold=(0.3, 0.4, 0.5, 0.6),
+    start=(0.2, 0.4),
+)
+ROWS += several("P2P and reweight", prompt_to_prompt, reweight=(1.5, 2.0, 4.0))
 
 
 def main() -> None:
