@@ -19,14 +19,16 @@ from .techniques import (
     Edited,
     Row,
     Technique,
+    ddim,
     diffedit,
     mdp,
     mdp_in_mask,
     null_text,
     plain,
+    prompt_to_prompt,
 )
 
-PER_KIND = 4
+PER_KIND = 2
 EDITS: dict[str, Technique] = {
     "no edit": plain,
     "MDP-ε": partial(mdp, kind="MDPEpsilon"),
@@ -35,7 +37,14 @@ EDITS: dict[str, Technique] = {
     "MDP-β": partial(mdp, kind="MDPGuidance"),
     "DiffEdit": diffedit,
     "MDP-ε in DiffEdit's mask": mdp_in_mask,
+    "prompt-to-prompt": prompt_to_prompt,
 }
+AT_3: dict[str, Technique] = {
+    "no edit": partial(plain, cfg=3.0),
+    "MDP-ε": partial(mdp, kind="MDPEpsilon", sampler={"cfg": 3.0}),
+    "prompt-to-prompt": partial(prompt_to_prompt, sampler={"cfg": 3.0}),
+}
+"""The same at a guidance of 3, since that pulls harder where the negative is the source's."""
 
 
 def on(batch: Batch, inversion: Callable[[], Batch], technique: Technique) -> Edited:
@@ -48,13 +57,17 @@ def rows(batch: Batch) -> list[Row]:
 
     Each path of the batch is made once, with the first of its edits.
     """
-    ways = {name: way for name, way in INVERSIONS.items() if name != DIRECT}
-    ways["null-text"] = null_text
-    made = {name: cache(partial(batch.inverted, way)) for name, way in ways.items()}
+    ways = {name: (way, EDITS) for name, way in INVERSIONS.items() if name != DIRECT}
+    empty = partial(null_text, start_from="negative", inner_steps=3)
+    ways["null-text"] = null_text, EDITS
+    ways["null-text from the empty prompt, 3 iterations"] = empty, EDITS
+    ways["DDIM, guidance 3"] = ddim, AT_3
+    ways["null-text, guidance 3"] = partial(null_text, cfg=3.0), AT_3
+    made = {name: cache(partial(batch.inverted, way)) for name, (way, _) in ways.items()}
     return [
-        Row(f"{name}; {edit}", partial(on, inversion=inverted, technique=technique))
-        for name, inverted in made.items()
-        for edit, technique in EDITS.items()
+        Row(f"{name}; {edit}", partial(on, inversion=made[name], technique=technique))
+        for name, (_, edits) in ways.items()
+        for edit, technique in edits.items()
     ]
 
 

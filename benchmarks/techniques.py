@@ -196,11 +196,8 @@ INVERSIONS: dict[str, Inversion] = {
     "negative-prompt, proximal l0": partial(negative_prompt, proximal="l0"),
     "negative-prompt, proximal l1": partial(negative_prompt, proximal="l1"),
     DIRECT: ddim,
-    "null-text from the empty prompt, 3 iterations": partial(
-        null_text, start_from="negative", inner_steps=3
-    ),
 }
-"""The inversions of the table beside null-text from the source prompt, which is timed."""
+"""The inversions of the table beside null-text, which is timed."""
 
 ROWS: Sequence[Row] = (
     Row("source, not edited", nothing),

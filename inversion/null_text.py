@@ -185,11 +185,12 @@ class Look:
         """This one for the pictures that are `better` (B,), for the rest the other."""
         if bool(better.all()):
             return self
-        kept = (pick(better, getattr(self, k), getattr(other, k)) for k in KEPT)
-        return Look(*kept, mixed=(better, self, other))
-
-
-KEPT = ("embedding", "uncond", "miss")
+        return Look(
+            pick(better, self.embedding, other.embedding),
+            pick(better, self.uncond, other.uncond),
+            pick(better, self.miss, other.miss),
+            mixed=(better, self, other),
+        )
 
 
 def pick(better: Tensor, a: Tensor, b: Tensor) -> Tensor:
