@@ -18,8 +18,8 @@ from ..demo.world import SIZE, Scene, Split, caption, random_scene
 from .batch import Demo, node, stock, to_uint8
 from .edits import RESULTS
 
-LAYOUTS, SEED = 100, 2026
-STRENGTHS = (0.0, 0.2, 0.4, 0.8)
+LAYOUTS, STEPS, SEED = 100, 20, 2026
+STRENGTHS = (0.0, 0.2, 0.4)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def paint(demo: Demo, layout: Layout, prompt: str, strength: float, seed: int) -
         negative=negative,
         latent_image={"samples": torch.zeros(1, 4, SIZE // 8, SIZE // 8)},
         seed=seed,
+        steps=STEPS,
         edits=edits,
     )
     return stock("VAEDecode", vae=demo.vae, samples=latent)
@@ -116,7 +117,8 @@ def main(split: Split = "held_out", count: int = LAYOUTS) -> None:
                 print(lines[-1], flush=True)
     text = (
         f"# Paint with words\n\n{count} {split.replace('_', '-')} layouts of two objects, one "
-        "painted onto the left half and one onto the right; 50 steps, guidance 7.5, a seed for "
+        "painted onto the left half and one onto the right; "
+        f"{STEPS} steps, guidance 7.5, a seed for "
         "each layout. The demo model was only ever shown captions that say where both objects "
         "are, so the prompt says it too: as painted, or the other way round. The judge sees the "
         "picture only.\n\n" + "\n".join(lines) + "\n"
@@ -127,4 +129,7 @@ def main(split: Split = "held_out", count: int = LAYOUTS) -> None:
 
 
 if __name__ == "__main__":
-    main(*(["tune", 24] if "tune" in sys.argv else []))
+    if "tune" in sys.argv:
+        main("tune", 24)
+    else:
+        main()
