@@ -82,6 +82,32 @@ def test_a_recorded_picture_comes_back_for_its_own_prompt(demo: Demo):
     torch.testing.assert_close(latent, demo.path.clean, rtol=0, atol=1e-4)
 
 
+def invert(demo: Demo, **inputs: Any) -> Any:
+    inputs |= {"positive": demo.source, "latent_image": {"samples": demo.path.clean}}
+    return results("DDIMInversion", model=demo.model, steps=STEPS, **inputs)[0]
+
+
+def error(latent: Tensor, path: Any) -> float:
+    return float((latent - path.clean).norm() / path.clean.norm())
+
+
+def test_an_inverted_picture_comes_back_for_its_own_prompt_without_guidance(demo: Demo):
+    path = invert(demo, fixed_point_iterations=20)
+    edits = chain(demo.pair(APPLE)[2], INJECT)
+    lost = error(demo.edit(APPLE, path=path, cfg=1.0), path)  # what six steps do not find
+    assert error(demo.edit(APPLE, edits, path=path, cfg=1.0), path) <= 1.1 * lost <= 5e-3
+
+
+def test_with_null_text_it_comes_back_under_guidance_to_within_its_loss(demo: Demo):
+    inverted = invert(demo)
+    inputs = {"path": inverted, "negative": demo.negative, "cfg": CFG}
+    path, *_ = results("NullTextInversion", model=demo.model, **inputs)
+    edits = chain(demo.pair(APPLE)[2], INJECT)
+    lost = error(demo.edit(APPLE, path=path), path)
+    assert error(demo.edit(APPLE, edits, path=path), path) <= 1.5 * lost
+    assert lost < 0.5 * error(demo.edit(APPLE, edits, path=inverted), path)
+
+
 @pytest.mark.parametrize("target", [PEAR, NEW])
 def test_prompt_to_prompt_that_never_acts_is_no_edit_bit_for_bit(demo: Demo, target: str):
     off = ("PromptToPrompt", {"cross_replace": 0.0, "self_replace": 0.0})
