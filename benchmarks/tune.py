@@ -70,13 +70,10 @@ ROWS += several(
 )
 ROWS += several(
     "P2P and local blend",
-    lambda batch, threshold, start: prompt_to_prompt(
-        batch, blend={"threshold": threshold, "start": start}
-    ),
-    threshold=(0.3, 0.4, 0.5, 0.6),
-    start=(0.2, 0.4),
+    lambda batch, threshold: prompt_to_prompt(batch, blend={"threshold": threshold}),
+    threshold=(0.3, 0.5, 0.7),
 )
-ROWS += several("P2P and reweight", prompt_to_prompt, reweight=(1.5, 2.0, 4.0))
+ROWS += several("P2P and reweight", prompt_to_prompt, reweight=(2.0, 4.0))
 
 
 def main() -> None:

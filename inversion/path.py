@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..samplers.schedules import kept_steps
 from .negative_prompt import Proximal
 
 Conditioning = list[list[Any]]
@@ -68,16 +67,6 @@ class DiffusionPath:
     def denoised(self, i: int) -> Tensor:
         """The clean image (B, C, ...) that step `i` was heading for: D = x - sigma * d."""
         return self.latents[i] - self.sigmas[i] * self.derivative(i)
-
-    def last_part(self, fraction: float) -> DiffusionPath:
-        """The clean `fraction` (0 to 1) of the path; with fewer than one step it has none."""
-        first = self.steps - kept_steps(self.steps, fraction)
-        return replace(
-            self,
-            sigmas=self.sigmas[first:],
-            latents=self.latents[first:],
-            null_embeddings=self.null_embeddings_from(first),
-        )
 
     def null_embedding(self, i: int) -> Tensor | None:
         """The embedding (B or 1, tokens, width) that takes the negative's place at step `i`."""

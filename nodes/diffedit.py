@@ -19,6 +19,7 @@ from .support import (
     last_steps,
     names_itself,
     path_sigmas,
+    seed_input,
     tell,
     window_inputs,
 )
@@ -88,14 +89,7 @@ class DiffEditMask(io.ComfyNode):
                     tooltip="Soften the mask's edge by this many latent pixels (8 image "
                     "pixels each for Stable Diffusion). FastDiffEdit uses 1.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise draws; the same seed gives the same mask.",
-                ),
+                seed_input("The noise draws; the same seed gives the same mask."),
             ],
             outputs=[
                 io.Mask.Output(

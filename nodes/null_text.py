@@ -15,6 +15,7 @@ from .pictures import loss_plot
 from .support import (
     CATEGORY,
     Path,
+    cfg_input,
     check_conditioning,
     check_path,
     names_itself,
@@ -62,14 +63,7 @@ class NullTextInversion(io.ComfyNode):
                     tooltip="The empty prompt; the embeddings found take its place. Read only if "
                     "start_from is negative.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="The guidance scale that you will edit with.",
-                ),
+                cfg_input("The guidance scale that you will edit with."),
                 io.Int.Input(
                     "inner_steps",
                     default=10,

@@ -16,12 +16,14 @@ from .support import (
     CATEGORY,
     Path,
     PathEdits,
+    cfg_input,
     check_attention,
     check_conditioning,
     check_latent,
     last_steps,
     names_itself,
     path_sigmas,
+    seed_input,
     sigmas_input,
     spacing_input,
     steps_input,
@@ -70,14 +72,10 @@ class DDIMInversion(io.ComfyNode):
                     "three make the way back far more exact; each costs one evaluation a step.",
                     advanced=True,
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance during inversion. Leave it at 1: more amplifies the error. "
+                cfg_input(
+                    "Guidance during inversion. Leave it at 1: more amplifies the error. "
                     "Above 1 it needs a negative and costs a second evaluation a step.",
+                    default=1.0,
                     advanced=True,
                 ),
                 io.Conditioning.Input(
@@ -180,23 +178,9 @@ class RecordPath(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt of the image to make."),
                 io.Conditioning.Input("negative", tooltip="What the image should not show."),
                 io.Latent.Input("latent_image", tooltip="The size: an Empty Latent Image."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise to start from; the same seed gives the same path.",
-                ),
+                seed_input("The noise to start from; the same seed gives the same path."),
                 steps_input(),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance scale of the image.",
-                ),
+                cfg_input("Guidance scale of the image."),
                 spacing_input(),
                 sigmas_input(),
                 PathEdits.Input(

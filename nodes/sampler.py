@@ -16,11 +16,13 @@ from .support import (
     CATEGORY,
     Path,
     PathEdits,
+    cfg_input,
     check_attention,
     check_conditioning,
     check_path,
     last_steps,
     names_itself,
+    seed_input,
     tell,
 )
 
@@ -97,14 +99,7 @@ class Sampler(io.ComfyNode):
                     tooltip="What the result should not show. A path from Null-Text or "
                     "Negative-Prompt Inversion has its own, which goes first.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance scale of the new prompt. Higher follows it more closely.",
-                ),
+                cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
                 io.Float.Input(
                     "start",
                     default=0.0,
@@ -123,15 +118,7 @@ class Sampler(io.ComfyNode):
                     tooltip="Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM.",
                     advanced=True,
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the fresh noise; without effect when eta is 0.",
-                    advanced=True,
-                ),
+                seed_input("Seed of the fresh noise; without effect when eta is 0.", advanced=True),
                 PathEdits.Input(
                     "edits",
                     optional=True,

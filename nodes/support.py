@@ -66,6 +66,32 @@ def check_window(start: float, end: float, names: tuple[str, str] = ("start", "e
         )
 
 
+def seed_input(tooltip: str, advanced: bool | None = None) -> io.Input:
+    """The seed of a node's random numbers."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip=tooltip,
+        advanced=advanced,
+    )
+
+
+def cfg_input(tooltip: str, default: float = 7.5, advanced: bool | None = None) -> io.Input:
+    """A guidance scale."""
+    return io.Float.Input(
+        "cfg",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        tooltip=tooltip,
+        advanced=advanced,
+    )
+
+
 def spacing_input() -> io.Input:
     """Where on the noise levels the steps of a path lie."""
     return io.Combo.Input(

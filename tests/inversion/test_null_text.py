@@ -147,4 +147,4 @@ def test_the_sampler_walks_with_a_paths_own_embeddings(flow: bool):
     torch.testing.assert_close(latents, path.latents, rtol=0, atol=1e-3)
     late = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG, first=6).latents
     torch.testing.assert_close(late, path.latents[6:], rtol=0, atol=1e-3)
-    assert path.last_part(0.4).null_embeddings.shape[0] == 4
+    assert path.null_embeddings_from(6).shape[0] == 4

@@ -189,12 +189,3 @@ def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path):
     file.write_bytes(struct.pack("<Q", 1 << 40) + header)
     with pytest.raises(ValueError, match="is damaged"):
         load_path(file)
-
-
-@pytest.mark.parametrize(("fraction", "left"), [(1.0, 3), (0.7, 2), (0.34, 1), (0.0, 0)])
-def test_the_last_part_of_a_path_ends_in_the_image(fraction: float, left: int):
-    path = a_path()
-    part = path.last_part(fraction)
-    assert part.steps == left
-    assert torch.equal(part.clean, path.clean)
-    assert torch.equal(part.latents, path.latents[3 - left :])
