@@ -89,6 +89,7 @@ class Batch:
         self.before = to_image([edit.before for edit in edits])
         self.after = to_image([edit.after for edit in edits])
         self.latent = self.encode(self.before)
+        self._inverted: dict[Callable[[Batch], Any], Batch] = {}
 
     def prompts(self, texts: Sequence[str]) -> Conditioning:
         """One CONDITIONING that holds a prompt for each edit."""
@@ -126,8 +127,10 @@ class Batch:
         return path, cost
 
     def inverted(self, inversion: Callable[[Batch], Any]) -> Batch:
-        """The same edits on a path of another making, which is counted for whoever asks."""
-        other = copy.copy(self)
+        """The same edits on a path of another making, made once and counted for whoever asks."""
+        if inversion in self._inverted:
+            return self._inverted[inversion]
+        other = self._inverted[inversion] = copy.copy(self)
         counter = self.demo.counter
         before = counter.evaluations
         path = inversion(self)

@@ -156,6 +156,10 @@ def prompt_to_prompt(
     return Edited(torch.cat(images), None if blend is None else torch.cat(masks))
 
 
+BLEND: dict[str, Any] = {}
+"""Local blend with its own settings."""
+
+
 def on(batch: Batch, inversion: Inversion, technique: Technique) -> Edited:
     """A technique on a path of another making, whose cost counts."""
     return technique(batch.inverted(inversion))
@@ -222,5 +226,26 @@ ROWS: Sequence[Row] = (
     Row(
         "MDP-ε in DiffEdit's mask, tuned: threshold 0.3, end 0.3",
         partial(mdp_in_mask, mask={"threshold": 0.3}, end=0.3),
+    ),
+    Row("prompt-to-prompt", prompt_to_prompt),
+    Row("prompt-to-prompt and local blend", partial(prompt_to_prompt, blend=BLEND)),
+    Row(
+        "prompt-to-prompt, PIE-Bench's settings: refine, 0.4, 0.6, new words twice",
+        partial(prompt_to_prompt, mode="refine", cross_replace=0.4, self_replace=0.6, reweight=2.0),
+    ),
+    Row(
+        "null-text; prompt-to-prompt", partial(on, inversion=null_text, technique=prompt_to_prompt)
+    ),
+    Row(
+        "null-text; prompt-to-prompt and local blend",
+        partial(on, inversion=null_text, technique=partial(prompt_to_prompt, blend=BLEND)),
+    ),
+    Row(
+        "negative-prompt; prompt-to-prompt",
+        partial(on, inversion=negative_prompt, technique=prompt_to_prompt),
+    ),
+    Row(
+        "negative-prompt; prompt-to-prompt and local blend",
+        partial(on, inversion=negative_prompt, technique=partial(prompt_to_prompt, blend=BLEND)),
     ),
 )

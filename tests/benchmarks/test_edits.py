@@ -45,6 +45,20 @@ def test_a_row_of_the_table_is_computed_end_to_end(batch: Any, tmp_path: Path) -
     assert all(score.iou is not None for score in diffedit.scores)
 
 
+def test_prompt_to_prompt_is_measured_edit_by_edit(batch: Any) -> None:
+    plain, injected, blended = measured(
+        batch,
+        "plain sampling from the inverted noise",
+        "prompt-to-prompt",
+        "prompt-to-prompt and local blend",
+    )
+    assert (injected.evaluations, blended.evaluations) == (50 + 140, 50 + 150)
+    assert all(score.iou is None for score in injected.scores)
+    assert all(score.iou is not None for score in blended.scores)
+    for one, other in zip(plain.scores, injected.scores, strict=True):
+        assert other.outside > one.outside  # what the edit does not name stays
+
+
 def test_the_truth_scores_above_the_unedited_source(batch: Any) -> None:
     from diffusion_path.benchmarks.scores import mean
 
