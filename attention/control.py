@@ -202,15 +202,15 @@ class Control:
         return here
 
     def _bias(self, q: Tensor, k: Tensor, size: tuple[int, ...], options: dict[str, Any]) -> Tensor:
-        """What is added to the scores (B, pixels, tokens) for the painted phrases."""
+        """What is added to the scores (B, heads, pixels, tokens) for the painted phrases."""
         heads, width = options["n_heads"], options["dim_head"]
         queries = q.unflatten(-1, (heads, width)).float()
         keys = k.unflatten(-1, (heads, width)).float()
         scores = torch.einsum("bphd,bthd->bhpt", queries, keys) * width**-0.5
-        peak = scores.amax(dim=(1, 2, 3))
+        peak = scores.amax(dim=(2, 3))
         added = sum(painted.scores(peak, *size) for painted in self.attention.painted)
         assert isinstance(added, Tensor)
-        return added.repeat(1, 1, k.shape[1] // added.shape[2]).to(q.dtype)
+        return added.repeat(1, 1, 1, k.shape[1] // added.shape[3]).to(q.dtype)
 
     def _watch(
         self,

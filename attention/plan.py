@@ -67,7 +67,7 @@ class Painted:
     Attributes:
         tokens: 1 for each of the prompt's tokens that is the phrase's, else 0 (tokens,).
         mask: where (1 or B, height, width), 0 to 1, of the picture's proportions.
-        strength: what is added to the scores there, in parts of the layer's largest score.
+        strength: what is added to the scores there, in parts of each head's largest score.
     """
 
     tokens: Tensor
@@ -75,14 +75,14 @@ class Painted:
     strength: float
 
     def scores(self, peak: Tensor, height: int, width: int) -> Tensor:
-        """What a layer of that size adds to its scores (B, pixels, tokens).
+        """What a layer of that size adds to its scores (B, heads, pixels, tokens).
 
         Args:
-            peak: its largest score for each picture (B,).
+            peak: the largest score of each picture and head (B, heads).
         """
         mask = F.interpolate(self.mask[:, None].to(peak), (height, width), mode="area").flatten(1)
         places = mask[:, :, None] * self.tokens.to(peak)
-        return self.strength * peak[:, None, None] * places
+        return self.strength * peak[:, :, None, None] * places[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

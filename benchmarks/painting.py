@@ -19,7 +19,7 @@ from .batch import Demo, node, stock, to_uint8
 from .edits import RESULTS
 
 LAYOUTS, STEPS, SEED = 100, 20, 2026
-STRENGTHS = (0.0, 0.2, 0.4)
+STRENGTHS = (0.0, 0.4, 0.6)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from .base import Edit, Step, check_mask
 class PaintWithWords(Edit):
     """Add `w A` to the scores, `w = strength log(1 + sigma) max(Q K^T)`, A being the painted mask.
 
-    The noise level fades it out towards the clean end, where the layout is long settled.
+    The largest score is that of each head. The noise level fades it out towards the clean end,
+    where the layout is long settled.
 
     Attributes:
         columns: the phrase's tokens.
