@@ -131,11 +131,11 @@ class Control:
         """The target's maps are the source's if its queries and keys are."""
         target, source = self._parts(q, options)
         if q.shape[1] <= self.attention.self_limit**2:
-            theirs_too = self._source("attn1", layer, q, k, target, source)
-            if theirs_too is not None and target:
+            injection = self._source("attn1", layer, q, k, target, source)
+            if injection is not None and target:
                 q, k = q.clone(), k.clone()
                 for part in target:
-                    q[part], k[part] = theirs_too
+                    q[part], k[part] = injection
         return attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
 
     def cross_attention(
@@ -152,11 +152,11 @@ class Control:
         target, source = self._parts(q, options)
         injected = None
         if self.attention.mapper is not None:
-            theirs_too = self._source("attn2", layer, q, k, target, source)
-            if theirs_too is None and target:
+            injection = self._source("attn2", layer, q, k, target, source)
+            if injection is None and target:
                 return out
-            if theirs_too is not None:
-                injected = partial(_product, *theirs_too, options=options)
+            if injection is not None:
+                injected = partial(_product, *injection, options=options)
         size = tuple(options["activations_shape"][-2:])
         for part in target:
             own = partial(_product, q[part], k[part], options=options)
