@@ -24,6 +24,7 @@ from .support import (
     names_itself,
     seed_input,
     tell,
+    words,
 )
 
 ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
@@ -63,7 +64,7 @@ def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float,
     first = path.steps - edited.steps
     for edit in edits:
         if edit.steps(path).stop <= first:
-            lines.append(f"{type(edit).__name__} did nothing: its window ends before start")
+            lines.append(f"{words(type(edit).__name__)} did nothing: its window ends before start")
     if path.null_embeddings is not None:
         made = "" if path.cfg in (1, cfg) else f", made for cfg {path.cfg:g}"
         lines.append(f"In place of negative: the path's own embeddings{made}")

@@ -127,8 +127,9 @@ def sigmas_input() -> io.Input:
 
 
 def words(name: str) -> str:
-    """A class's name as words: "MaskBlend" is "Mask Blend"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    """A class's name as words: "PromptToPrompt" is "Prompt to Prompt"."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced)
 
 
 def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:

@@ -482,10 +482,10 @@ def test_the_sampler_refuses(demo: Demo):
         refused("Sampler", *said, **(given | inputs))
 
     edits = chain(demo.pair(PEAR)[2], INJECT)
-    act("positive is not the target prompt of Prompt To Prompt", edits=edits, positive=demo.source)
-    said = "the path's prompt is not the source prompt of Prompt To Prompt"
+    act("positive is not the target prompt of Prompt to Prompt", edits=edits, positive=demo.source)
+    said = "the path's prompt is not the source prompt of Prompt to Prompt"
     act(said, edits=chain(demo.pair(PEAR, source=NEW)[2], INJECT))
-    act("positive is not the target prompt of Paint With Words", edits=paint(demo))
+    act("positive is not the target prompt of Paint with Words", edits=paint(demo))
     act(
         "no attention layer has resolution 7",
         edits=chain(demo.pair(PEAR)[2], (BLEND[0], {**BLEND[1], "resolution": 7})),
@@ -496,7 +496,7 @@ def test_the_sampler_refuses(demo: Demo):
     area = [[target[0][0], {**target[0][1], "area": (8, 8, 0, 0), "strength": 1.0}]]
     act("positive is set to an area", "Set Mask", edits=edits, positive=area)
     both = paint(demo, edits)
-    said = ("Paint With Words has the target prompt", "give all edits of the attention")
+    said = ("Paint with Words has the target prompt", "give all edits of the attention")
     act(*said, edits=both, positive=[*demo.pair(PEAR)[1], *demo.source])
 
 
@@ -647,7 +647,7 @@ def test_a_transformer_is_refused(comfy: Path):
     sd3 = family_of("sd3")
     inputs = {"model": sd3.model, "path": sd3.path}
     prompts = {"positive": sd3.target, "negative": sd3.negative}
-    said = ("Prompt To Prompt changes cross-attention, and SD3 has none", "use MDP Epsilon")
+    said = ("Prompt to Prompt changes cross-attention, and SD3 has none", "use MDP Epsilon")
     refused("Sampler", *said, edits=sd3.edits(), **inputs, **prompts)
     said = ("the maps are of cross-attention, and SD3 has none", "use an SD 1.x")
     refused("AttentionMaps", *said, prompts=sd3.pair, vae=None, **inputs)
@@ -691,6 +691,35 @@ def test_source_and_edit_in_one_call_or_in_two_give_the_same(
     assert (together.calls, apart.calls) == (STEPS, 3 * STEPS)
     assert apart.evaluations == together.evaluations
     assert re.search(r"[\d.]+ MB of the source's attention were kept", text(output))
+
+
+LONG = ", ".join(["a red apple on a blue background"] * 12)  # more than 75 tokens
+
+
+def test_a_recorded_picture_comes_back_for_its_own_long_prompt(demo: Demo):
+    long, _, _ = demo.pair(PEAR, source=LONG)
+    assert long[0][0].shape[1] == 154
+    demo = demo._replace(source=long)
+    path = demo.record()
+    edits = chain(demo.pair(LONG, source=LONG)[2], INJECT)
+    latent = demo.edit(LONG, edits, path=path)
+    torch.testing.assert_close(latent, path.clean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(APPLE, LONG), (LONG, APPLE)], ids=["longer", "shorter"])
+def test_prompts_of_different_length_give_the_same_in_one_call_or_in_two(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, lengths: tuple[str, str]
+):
+    """In one call ComfyUI repeats the shorter prompt's tokens."""
+    source, target = lengths
+    demo = demo._replace(source=demo.pair(target, source=source)[0])
+    own = ("LocalBlend", {"source_words": "apple", "target_words": "apple", "threshold": 0.5})
+    edits = chain(demo.pair(target, source=source)[2], INJECT, STRONGER, own)
+    path = demo.record()
+    together = demo.edit(target, edits, path=path)
+    short_of_memory(monkeypatch)
+    apart = demo.edit(target, edits, path=path)
+    assert float((together - apart).norm() / apart.norm()) <= 1e-4
 
 
 def controlled(conditioning: list, model: Any) -> list:
