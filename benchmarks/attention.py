@@ -134,7 +134,8 @@ def main() -> None:
         "# What a step with attention control costs\n\n"
         "Each step of the run has control, which a run with the node's defaults has not; a plain "
         "step is one with guidance, of two network evaluations, and prompt-to-prompt needs a third "
-        f"for the source: 1.5 is the least, {LIMIT} the aim. Threads: {torch.get_num_threads()}.\n\n"
+        f"for the source: 1.5 is the least, {LIMIT} the aim. Threads: "
+        f"{torch.get_num_threads()}.\n\n"
         f"## Demo model, 128 x 128\n\n{small}\n\n"
         f"## Stable Diffusion 1.5's size with random weights, 512 x 512\n\n{large}\n"
     )
