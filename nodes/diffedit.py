@@ -14,6 +14,7 @@ from .support import (
     check_conditioning,
     check_latent,
     check_window,
+    downscale_ratio,
     edits_input,
     edits_output,
     last_steps,
@@ -140,9 +141,8 @@ class DiffEditMask(io.ComfyNode):
         )
         heat = diffedit.heat(difference, method)
         mask = diffedit.threshold_mask(heat, threshold, blur)
-        scale = model.get_model_object("latent_format").spacial_downscale_ratio
         mask, heat = (
-            F.interpolate(one[:, None], scale_factor=scale, mode="nearest")[:, 0]
+            F.interpolate(one[:, None], scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
             for one in (mask, heat)
         )
         text = f"{evaluations} network evaluations; the mask covers {float(mask.mean()):.0%}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from .support import (
     check_attention,
     check_conditioning,
     check_path,
+    downscale_ratio,
     last_steps,
     names_itself,
     seed_input,
@@ -40,13 +43,14 @@ class Walk(NamedTuple):
     kept: int
 
 
-def mask_of(mask: Tensor | None, edited: DiffusionPath) -> Tensor:
-    """A MASK (B, H, W) in the latent's size from where the edits let the image change."""
-    clean = edited.clean
-    shape = (len(clean), *clean.shape[-2:])
+def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> Tensor:
+    """A MASK (B, H, W) in the picture's size of where the edits let the image change."""
+    rows, columns = edited.clean.shape[-2:]
     if mask is None:
-        return torch.ones(shape)
-    return mask.reshape(len(mask), -1, *shape[1:])[:, 0].expand(shape).float().cpu()
+        mask = torch.ones(1, 1, rows, columns)
+    mask = mask.reshape(len(mask), -1, rows, columns)[:, :1].float().cpu()
+    mask = mask.expand(len(edited.clean), -1, -1, -1)
+    return F.interpolate(mask, scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
 
 
 def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, walk: Walk) -> str:
@@ -204,6 +208,6 @@ class Sampler(io.ComfyNode):
             {"samples": edited.clean},
             {"samples": path.clean},
             edited,
-            mask_of(walk.mask, edited),
+            mask_of(model, walk.mask, edited),
             ui=tell(cls, report(path, edited, edits, cfg, walk)),
         )

@@ -174,6 +174,11 @@ def path_sigmas(
     return sigmas.float().cpu()
 
 
+def downscale_ratio(model: ModelPatcher) -> int:
+    """How many pixels of the picture a latent's pixel is wide."""
+    return model.get_model_object("latent_format").spacial_downscale_ratio
+
+
 def last_steps(steps: int, fraction: float, name: str) -> int:
     """How many steps the clean `fraction` of `steps` has; at least one, or a clear error."""
     kept = kept_steps(steps, fraction)
