@@ -10,7 +10,7 @@ from torch import Tensor
 from ..inversion.path import DiffusionPath
 from ..samplers.diffusion import Condition, Denoiser, Progress, no_progress
 from .align import Prompt
-from .plan import Attention, Watch
+from .plan import Attention, Watch, marks
 
 
 def attention_maps(
@@ -38,10 +38,7 @@ def attention_maps(
     Raises:
         ValueError: the condition is in use at none of them, or no layer has the resolution.
     """
-    weights = torch.zeros(len(prompt.tokens), len(words))
-    for i, columns in enumerate(words):
-        weights[list(columns), i] = 1
-    watch = Watch(weights=weights, resolution=resolution)
+    watch = Watch(weights=marks(prompt, words), resolution=resolution)
     attention = Attention(target=prompt, watched=(watch,))
     sigmas = path.sigmas.tolist()
     seen: list[Tensor] = []

@@ -21,6 +21,14 @@ from torch import Tensor
 from .align import Prompt
 
 
+def marks(prompt: Prompt, words: Sequence[Sequence[int]]) -> Tensor:
+    """1 at each of a prompt's tokens that is one of the word's, else 0 (tokens, n), for n words."""
+    weights = torch.zeros(len(prompt.tokens), len(words))
+    for i, columns in enumerate(words):
+        weights[list(columns), i] = 1
+    return weights
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Watch:
     """Maps to look at: the mean over heads, and over the cross-attention layers of one size.

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 
@@ -16,7 +15,6 @@ from .edits import HEAD, RESULTS, draw_edits, line, measure
 from .techniques import (
     DIRECT,
     INVERSIONS,
-    Edited,
     Row,
     Technique,
     ddim,
@@ -24,6 +22,7 @@ from .techniques import (
     mdp,
     mdp_in_mask,
     null_text,
+    on,
     plain,
     prompt_to_prompt,
 )
@@ -47,26 +46,17 @@ AT_3: dict[str, Technique] = {
 """The same at a guidance of 3, since that pulls harder where the negative is the source's."""
 
 
-def on(batch: Batch, inversion: Callable[[], Batch], technique: Technique) -> Edited:
-    """A technique on a path of another making, whose cost counts."""
-    return technique(inversion())
-
-
-def rows(batch: Batch) -> list[Row]:
-    """All of them; direct inversion is DDIM's path, from which the edits read the source.
-
-    Each path of the batch is made once, with the first of its edits.
-    """
+def rows() -> list[Row]:
+    """All of them; direct inversion is DDIM's path, from which the edits read the source."""
     ways = {name: (way, EDITS) for name, way in INVERSIONS.items() if name != DIRECT}
     empty = partial(null_text, start_from="negative", inner_steps=3)
     ways["null-text"] = null_text, EDITS
     ways["null-text from the empty prompt, 3 iterations"] = empty, EDITS
     ways["DDIM, guidance 3"] = ddim, AT_3
     ways["null-text, guidance 3"] = partial(null_text, cfg=3.0), AT_3
-    made = {name: cache(partial(batch.inverted, way)) for name, (way, _) in ways.items()}
     return [
-        Row(f"{name}; {edit}", partial(on, inversion=made[name], technique=technique))
-        for name, (_, edits) in ways.items()
+        Row(f"{name}; {edit}", partial(on, inversion=way, technique=technique))
+        for name, (way, edits) in ways.items()
         for edit, technique in edits.items()
     ]
 
@@ -88,7 +78,7 @@ def main(per_kind: int = PER_KIND) -> None:
     count, table = len(batch.edits), [HEAD]
     head = EXPLANATION.format(count=count, per_kind=per_kind, one=100 / count)
     RESULTS.mkdir(exist_ok=True)
-    for measured in measure(rows(batch), batch, Judge.load()):
+    for measured in measure(rows(), batch, Judge.load()):
         table.append(line(measured))
         print(table[-1], flush=True)
         (RESULTS / "combinations.md").write_text(head + "\n" + "\n".join(table) + "\n")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.align import Prompt, PromptPair
-from ..attention.plan import Attention, Watch
+from ..attention.plan import Attention, Watch, marks
 from ..inversion.path import DiffusionPath
 from ..samplers.schedules import window
 from .base import Edit, Step
@@ -103,10 +103,7 @@ def local_blend(
         if subtract_words:
             known = [word for word in subtract_words if _has(prompt, word)]
             columns.append(prompt.columns(known))
-        weights = torch.zeros(len(prompt.tokens), len(columns))
-        for i, ones in enumerate(columns):
-            weights[list(ones), i] = 1
-        return Watch(weights=weights, resolution=resolution, source=source)
+        return Watch(weights=marks(prompt, columns), resolution=resolution, source=source)
 
     for word in subtract_words:
         if not _has(pair.source, word):

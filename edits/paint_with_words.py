@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..attention.align import Prompt
-from ..attention.plan import Attention, Painted
+from ..attention.plan import Attention, Painted, marks
 from ..inversion.path import DiffusionPath
 from .base import Edit, Step, check_mask
 
@@ -47,9 +47,9 @@ class PaintWithWords(Edit):
 
     def attention(self, step: Step, attention: Attention) -> Attention:
         sigma = float(step.path.sigmas[step.index])
-        tokens = self.mask.new_zeros(len(self.prompt.tokens))
-        tokens[list(self.columns)] = 1
         painted = Painted(
-            tokens=tokens, mask=self.mask, strength=self.strength * math.log(1 + sigma)
+            tokens=marks(self.prompt, [self.columns])[:, 0],
+            mask=self.mask,
+            strength=self.strength * math.log(1 + sigma),
         )
         return replace(attention, target=self.prompt, painted=(*attention.painted, painted))

@@ -17,6 +17,7 @@ from .support import (
     downscale_ratio,
     edits_input,
     edits_output,
+    fraction_input,
     last_steps,
     names_itself,
     path_sigmas,
@@ -50,13 +51,10 @@ class DiffEditMask(io.ComfyNode):
                 ),
                 io.Conditioning.Input("target", tooltip="A prompt that describes the result."),
                 io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
-                io.Float.Input(
+                fraction_input(
                     "strength",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much noise to compare at. Less looks at details, more at layout.",
+                    0.5,
+                    "How much noise to compare at. Less looks at details, more at layout.",
                 ),
                 io.Int.Input(
                     "maps",
@@ -74,13 +72,10 @@ class DiffEditMask(io.ComfyNode):
                     "FastDiffEdit, threshold against its spread. denoise: sample fully under both "
                     "prompts and compare: slow, the most exact.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Lower makes the mask larger. 0.5 is the published one of each method.",
+                    0.5,
+                    "Lower makes the mask larger. 0.5 is the published one of each method.",
                 ),
                 io.Int.Input(
                     "blur",

@@ -6,7 +6,14 @@ from comfy_api.latest import io
 
 from ..attention.words import word_list
 from ..edits import local_blend
-from .support import CATEGORY, Prompts, edits_input, edits_output, names_itself
+from .support import (
+    CATEGORY,
+    edits_input,
+    edits_output,
+    fraction_input,
+    names_itself,
+    prompts_input,
+)
 
 
 def resolution_input(advanced: bool | None = None) -> io.Input:
@@ -35,7 +42,7 @@ class LocalBlend(io.ComfyNode):
             "mask that the prompts find by themselves, anew at each step.",
             search_aliases=["P2P", "prompt-to-prompt", "automatic mask", "keep background"],
             inputs=[
-                Prompts.Input("prompts", tooltip="Both prompts, from Prompt Pair."),
+                prompts_input(),
                 io.String.Input(
                     "source_words",
                     default="",
@@ -54,22 +61,16 @@ class LocalBlend(io.ComfyNode):
                     tooltip="Words of either prompt for what must stay as it is, even where the "
                     "other words are too.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How strong the attention must be, in parts of its largest value, for "
+                    0.3,
+                    "How strong the attention must be, in parts of its largest value, for "
                     "a place to change. Lower lets more of the picture change.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "start",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where blending begins; 0 is the noisy end of the path. Later gives "
+                    0.2,
+                    "Where blending begins; 0 is the noisy end of the path. Later gives "
                     "the attention more steps to settle, and the surroundings more freedom.",
                 ),
                 edits_input(),

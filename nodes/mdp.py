@@ -12,6 +12,7 @@ from .support import (
     check_window,
     edits_input,
     edits_output,
+    fraction_input,
     names_itself,
     window_inputs,
 )
@@ -34,13 +35,10 @@ class MDPNode(io.ComfyNode):
             description=cls.DESCRIPTION_TEXT,
             search_aliases=["MDP", "manipulate diffusion path", *cls.ALIASES],
             inputs=[
-                io.Float.Input(
+                fraction_input(
                     "weight",
-                    default=cls.EDIT.weight,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much of the source to keep in the window: 1 all, 0 nothing.",
+                    cls.EDIT.weight,
+                    "How much of the source to keep in the window: 1 all, 0 nothing.",
                 ),
                 io.Combo.Input(
                     "curve",

@@ -18,6 +18,7 @@ from .support import (
     cfg_input,
     check_conditioning,
     check_path,
+    fraction_input,
     names_itself,
     tell,
 )
@@ -213,22 +214,16 @@ class NegativePromptInversion(io.ComfyNode):
                     tooltip="Proximal guidance, which holds the edit to what it has to change: l0 "
                     "leaves out where the two prompts hardly differ, l1 also softens the rest.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "quantile",
-                    default=0.7,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much of the picture counts as hardly different: higher keeps more "
+                    0.7,
+                    "How much of the picture counts as hardly different: higher keeps more "
                     "of the source. Without effect if proximal is none.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "reconstruction",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From this part of the path on, what proximal guidance leaves out is "
+                    0.6,
+                    "From this part of the path on, what proximal guidance leaves out is "
                     "the source itself; 1 is never.",
                     advanced=True,
                 ),

@@ -20,6 +20,7 @@ from .support import (
     check_attention,
     check_conditioning,
     check_latent,
+    fraction_input,
     last_steps,
     names_itself,
     path_sigmas,
@@ -54,13 +55,10 @@ class DDIMInversion(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
                 steps_input(),
                 spacing_input(),
-                io.Float.Input(
+                fraction_input(
                     "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How far to walk towards noise: 1 is all the way, 0.5 the cleaner half "
+                    1.0,
+                    "How far to walk towards noise: 1 is all the way, 0.5 the cleaner half "
                     "of the steps. The sampler's start can skip steps later, so 1 serves all.",
                 ),
                 io.Int.Input(

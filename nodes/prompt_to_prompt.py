@@ -9,11 +9,12 @@ from ..attention.words import word_values, word_windows
 from ..edits import prompt_to_prompt
 from .support import (
     CATEGORY,
-    Prompts,
     check_window,
     edits_input,
     edits_output,
+    fraction_input,
     names_itself,
+    prompts_input,
     window_inputs,
 )
 
@@ -22,13 +23,6 @@ ALIGN = {
     "replace": align.replace,
     "refine": align.refine,
 }
-
-
-def part_input(name: str, default: float, tooltip: str, advanced: bool | None = None) -> io.Input:
-    """A fraction of the path."""
-    return io.Float.Input(
-        name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced
-    )
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -44,7 +38,7 @@ class PromptToPrompt(io.ComfyNode):
             "for a part of the path: what is where stays, and what it is follows the new prompt.",
             search_aliases=["P2P", "prompt2prompt", "cross attention control", "word swap"],
             inputs=[
-                Prompts.Input("prompts", tooltip="Both prompts, from Prompt Pair."),
+                prompts_input(),
                 io.Combo.Input(
                     "mode",
                     options=list(ALIGN),
@@ -52,13 +46,13 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="replace: word by word, for prompts with as many words. refine: equal "
                     "words belong together, the others are new. auto: replace where it can be.",
                 ),
-                part_input(
+                fraction_input(
                     "cross_replace",
                     0.8,
                     "Up to where the words get the source's attention. Higher keeps more of the "
                     "source's layout; 0 is off.",
                 ),
-                part_input(
+                fraction_input(
                     "self_replace",
                     0.4,
                     "Up to where the picture's parts attend to each other as in the source. Higher "
@@ -73,13 +67,13 @@ class PromptToPrompt(io.ComfyNode):
                     "freedom.",
                 ),
                 edits_input(),
-                part_input(
+                fraction_input(
                     "cross_start",
                     0.0,
                     "Where cross_replace begins; 0 is the noisy end of the path.",
                     advanced=True,
                 ),
-                part_input(
+                fraction_input(
                     "self_start",
                     0.0,
                     "Where self_replace begins; 0 is the noisy end of the path.",
@@ -144,7 +138,7 @@ class Reweight(io.ComfyNode):
             "less, in the places where it is. Behind Prompt-to-Prompt the rest stays as it was.",
             search_aliases=["P2P", "equalizer", "word weight", "emphasis", "attention scale"],
             inputs=[
-                Prompts.Input("prompts", tooltip="Both prompts, from Prompt Pair."),
+                prompts_input(),
                 io.String.Input(
                     "words",
                     default="",

@@ -23,6 +23,7 @@ from .support import (
     check_conditioning,
     check_path,
     downscale_ratio,
+    fraction_input,
     last_steps,
     names_itself,
     seed_input,
@@ -105,22 +106,16 @@ class Sampler(io.ComfyNode):
                     "Negative-Prompt Inversion has its own, which goes first.",
                 ),
                 cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
-                io.Float.Input(
+                fraction_input(
                     "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Skip this much of the path at its noisy end: higher keeps more of the "
+                    0.0,
+                    "Skip this much of the path at its noisy end: higher keeps more of the "
                     "source's composition. DiffEdit's encoding ratio r is start = 1 - r.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "eta",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM.",
+                    0.0,
+                    "Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM.",
                     advanced=True,
                 ),
                 seed_input("Seed of the fresh noise; without effect when eta is 0.", advanced=True),

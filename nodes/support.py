@@ -46,15 +46,27 @@ def edits_output() -> io.Output:
     )
 
 
+def fraction_input(
+    name: str, default: float, tooltip: str, advanced: bool | None = None
+) -> io.Input:
+    """A number from 0 to 1, such as a fraction of the path."""
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced
+    )
+
+
+def prompts_input() -> io.Input:
+    """The source's and the edit's prompt, their words aligned."""
+    return Prompts.Input("prompts", tooltip="Both prompts, from Prompt Pair.")
+
+
 def window_inputs(
     start: float, end: float, where: str, until: str, advanced: bool | None = None
 ) -> list[io.Input]:
     """The part of the path that an edit works in: the defaults, and what the two ends do."""
     return [
-        io.Float.Input(
-            name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tip, advanced=advanced
-        )
-        for name, default, tip in (("start", start, where), ("end", end, until))
+        fraction_input("start", start, where, advanced),
+        fraction_input("end", end, until, advanced),
     ]
 
 

@@ -162,14 +162,9 @@ def swap_latent(
 ) -> Tensor:
     """Calls the network with another latent in place of that of the `number`-th condition."""
     options = next(arg for arg in args if isinstance(arg, dict) and "cond_or_uncond" in arg)
-    chunks = options["cond_or_uncond"]
-    rows = len(x) // len(chunks)
-    x = torch.cat(
-        [
-            latent.to(x) if chunk == number else part
-            for chunk, part in zip(chunks, x.split(rows), strict=True)
-        ]
-    )
+    numbers = options["cond_or_uncond"]
+    parts = zip(numbers, x.chunk(len(numbers)), strict=True)
+    x = torch.cat([latent.to(x) if one == number else part for one, part in parts])
     return executor(x, *args, **named)
 
 
@@ -262,11 +257,11 @@ class ComfyDenoiser:
             for cond in condition
             if is_of(cond.get("cross_attn"), attention.source)
         ]
-        place = chunks(others, condition, attention.source)[0]
+        identity = condition[0]["uuid"]
         if not self._apart and not any(key in cond for cond in condition for key in APART):
-            together = control(place)
+            together = control((others, identity))
             options = together.options(self.model_options)
-            swap = partial(swap_latent, place[0], source_x)
+            swap = partial(swap_latent, others, source_x)
             kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
             comfy.patcher_extension.add_wrapper_with_key(
                 kind, "diffusion path", swap, options, is_model_options=True
@@ -276,7 +271,7 @@ class ComfyDenoiser:
                 self.kept = max(self.kept, together.kept)
                 return outputs[:-1], together.seen
             self._apart = True  # memory or hooks keep the source's call from being the first
-        apart = control((0, place[1]))
+        apart = control((0, identity))
         options = apart.options(self.model_options)
         self._evaluate(source_x, sigma, [condition], options)
         outputs = self._evaluate(x, sigma, conditions, options)
