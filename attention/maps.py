@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..inversion.path import DiffusionPath
-from ..samplers.diffusion import Condition, Denoiser, Progress, no_progress
+from ..core.denoiser import Denoiser, Query
+from ..core.diffusion import Progress, no_progress
+from ..core.path import Source
 from .align import Prompt
 from .plan import Attention, Watch, marks
 
 
 def attention_maps(
     denoiser: Denoiser,
-    path: DiffusionPath,
-    condition: Condition,
+    source: Source,
     prompt: Prompt,
     words: Sequence[Sequence[int]],
     *,
@@ -30,8 +30,8 @@ def attention_maps(
     Over all tokens of a prompt, the special ones too, it sums to 1 at each place.
 
     Args:
-        path: in the model's own scale and on its device; read at its own latents.
-        condition: the condition of `prompt`, under which the path was made.
+        source: the path, read at its own latents under its own condition.
+        prompt: that condition's.
         words: the columns of each word.
         resolution: the shorter side of the layers that count; 0 chooses it.
         steps: which steps to look at; None is all.
@@ -40,16 +40,15 @@ def attention_maps(
     """
     watch = Watch(weights=marks(prompt, words), resolution=resolution)
     attention = Attention(target=prompt, watched=(watch,))
-    sigmas = path.sigmas.tolist()
-    seen: list[Tensor] = []
-    for number, i in enumerate(range(path.steps) if steps is None else steps):
-        x = path.latents[i]
-        guided = denoiser.guided(x, sigmas[i], condition, None, 1.0, attention=attention)
-        if watch in guided.seen:  # not where another pack answered from its cache
-            seen.append(guided.seen[watch])
-        progress(number, guided.denoised, x)
-    if not seen:
+    found: list[Tensor] = []
+    for number, i in enumerate(range(source.path.steps) if steps is None else steps):
+        query = Query(source.latent(i), source.condition, attention)
+        (denoised,), seen = denoiser.predict([query], source.levels[i])
+        if watch in seen:  # not where another pack answered from its cache
+            found.append(seen[watch])
+        progress(number, denoised, query.x)
+    if not found:
         raise ValueError(
             "the path's prompt is not used in these steps; move start and end to where it is"
         )
-    return torch.stack(seen).mean(dim=0)
+    return torch.stack(found).mean(dim=0)

@@ -11,14 +11,17 @@ values that are 1 at a word's tokens, `M' v` is the map of that word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.denoiser import Seen
 from .align import Prompt
+
+__all__ = ["Attention", "Maps", "Painted", "Seen", "Watch", "edited", "marks", "of", "side"]
 
 
 def marks(prompt: Prompt, words: Sequence[Sequence[int]]) -> Tensor:
@@ -29,14 +32,25 @@ def marks(prompt: Prompt, words: Sequence[Sequence[int]]) -> Tensor:
     return weights
 
 
+def side(published: int, latent: int) -> int:
+    """The side of maps that `published`, said of a picture of 512 x 512, means for another.
+
+    It grows with the picture, as the maps of a network's layers do; for smaller ones it stays.
+
+    Args:
+        latent: the latent's shorter side; 64 for 512 pixels.
+    """
+    return max(published, -(-published * latent // 64))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Watch:
     """Maps to look at: the mean over heads, and over the cross-attention layers of one size.
 
     Attributes:
         weights: how much each of the prompt's tokens counts in each of n maps (tokens, n).
-        resolution: the shorter side of the layers that count, in their pixels; 0 is a quarter of
-            the latent's, but 16 at least (the papers' 16 for 512 pixels), or the nearest there is.
+        resolution: the shorter side of the layers that count, in their pixels; 0 is the papers'
+            16 for 512 pixels, or the nearest there is.
         source: whether to look at the source's maps; else at the target's, as edited.
     """
 
@@ -54,7 +68,7 @@ class Watch:
         """
         sides = {min(size): size for size in sizes}
         if self.resolution == 0:
-            return sides[min(sides, key=lambda side: abs(side - max(16, latent // 4)))]
+            return sides[min(sides, key=lambda one: abs(one - side(16, latent)))]
         if self.resolution not in sides:
             there = ", ".join(map(str, sides))
             raise ValueError(
@@ -64,10 +78,6 @@ class Watch:
         return sides[self.resolution]
 
 
-Seen = Mapping[Watch, Tensor]
-"""What was seen (B, n, height, width)."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Painted:
     """A phrase and where in the picture it belongs.
@@ -75,22 +85,23 @@ class Painted:
     Attributes:
         tokens: 1 for each of the prompt's tokens that is the phrase's, else 0 (tokens,).
         mask: where (1 or B, height, width), 0 to 1, of the picture's proportions.
-        strength: what is added to the scores there, in parts of each head's largest score.
+        places: the mask in the layers' sizes, times the tokens, made once for each.
     """
 
     tokens: Tensor
     mask: Tensor
-    strength: float
+    places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def scores(self, peak: Tensor, height: int, width: int) -> Tensor:
-        """What a layer of that size adds to its scores (B, heads, pixels, tokens).
+    def scores(self, peak: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a layer of that size adds to its scores (B, heads, pixels, tokens), at strength 1.
 
         Args:
             peak: the largest score of each picture and head (B, heads).
         """
-        mask = F.interpolate(self.mask[:, None].to(peak), (height, width), mode="area").flatten(1)
-        places = mask[:, :, None] * self.tokens.to(peak)
-        return self.strength * peak[:, :, None, None] * places[:, None]
+        if size not in self.places:
+            mask = F.interpolate(self.mask[:, None].to(peak), size, mode="area").flatten(1)
+            self.places[size] = (mask[:, :, None] * self.tokens.to(peak))[:, None]
+        return peak[:, :, None, None] * self.places[size]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,10 +111,11 @@ class Attention:
     Attributes:
         source, target: the prompts whose tokens are meant; None if nothing refers to it.
         mapper: what the target's maps take of the source's: `M_source @ mapper` (S, T).
-        own: what they keep of their own (T,), 0 to 1; None is all.
+        own: what they keep of their own beside it (T,), 0 to 1; None is nothing.
         scale: a factor for each of the target's tokens (T,); None is 1.
-        self_limit: self-attention maps of at most this many pixels squared are the source's.
-        painted: phrases that are told their places.
+        self_limit: self-attention maps up to this side, for 512 x 512 pixels, are the source's.
+        painted: phrases that are told their places, and how hard: what is added to the scores
+            there, in parts of each head's largest score.
         watched: what to look at.
     """
 
@@ -113,7 +125,7 @@ class Attention:
     own: Tensor | None = None
     scale: Tensor | None = None
     self_limit: int = 0
-    painted: tuple[Painted, ...] = ()
+    painted: tuple[tuple[Painted, float], ...] = ()
     watched: tuple[Watch, ...] = ()
 
     @property
@@ -135,7 +147,10 @@ class Attention:
         return self.needs_source or self.changes_cross or bool(self.watched)
 
 
-UNCHANGED = Attention()
+def of(patch: Attention | None) -> Attention:
+    """A query's patch as a change of attention, to add to."""
+    return patch or Attention()
+
 
 Maps = Callable[[Tensor], Tensor]
 """Maps as a function of the values they are multiplied with: (B, tokens, width) to (B, pixels,
@@ -155,7 +170,7 @@ def edited(attention: Attention, own: Maps, source: Maps | None) -> Maps:
             return own(values)
         mapper = attention.mapper.to(values)
         injected = source(torch.einsum("st,btw->bsw", mapper, values[:, : mapper.shape[1]]))
-        if attention.own is not None and not bool(attention.own.any()):
+        if attention.own is None:
             return injected
         return own(_columns(values, attention.own)) + injected
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
-from ..inversion.path import DiffusionPath
-from ..inversion.record import record
-from ..samplers.diffusion import Condition, Denoiser, Progress, no_progress
-from ..samplers.schedules import window
-from .base import Edit, Step, check_mask
+from ..core.denoiser import Condition, Denoiser, Query, ddim_sampling
+from ..core.diffusion import Progress, no_progress
+from ..core.edit import Edit, Step
+from ..core.path import Source
 
 Method = Literal["noise", "x0", "denoise"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -39,23 +39,23 @@ def difference(
     and "x0" share this part. "denoise" compares the images sampled all the way under each prompt.
 
     Args:
-        x0: clean latent (B, C, H, W).
+        x0: clean latent (B, C, ..., H, W).
         noises: a draw of unit variance like `x0` for each of the n maps to average over.
         sigmas: noise levels, strictly falling; the image is noised to the first one.
     Returns:
-        The mean absolute difference over maps and channels (B, H, W).
+        The mean absolute difference over maps and channels, and over frames (B, H, W).
     Cost:
         2n network evaluations; for "denoise" 2n for each step of `sigmas`.
     """
-    sigma = float(sigmas[0])
-    total = torch.zeros_like(x0[:, 0])
+    levels = sigmas.tolist()
+    sigma, total = levels[0], torch.zeros(len(x0), *x0.shape[-2:], device=x0.device)
     for i, noise in enumerate(noises):
         x = denoiser.mixing.noised(x0, noise, sigma)
         if method == "denoise":
-            a, b = (record(denoiser, x, sigmas, c, None, 1.0)[-1] for c in (source, target))
+            a, b = (ddim_sampling(denoiser, x, levels, c) for c in (source, target))
         else:
-            a, b = denoiser(x, sigma, [source, target])
-        total += (b - a).abs().mean(dim=1)
+            a, b = denoiser.predict([Query(x, source), Query(x, target)], sigma).denoised
+        total += (b - a).abs().flatten(1, -3).mean(dim=1)
         progress(i, b, x)
     return total / len(noises)
 
@@ -68,7 +68,7 @@ def heat(difference: Tensor, method: Method = "noise") -> Tensor:
     """
     mean = difference.mean(dim=(1, 2), keepdim=True)
     if method == "x0":
-        deviation = difference.std(dim=(1, 2), keepdim=True)
+        deviation = difference.std(dim=(1, 2), keepdim=True, correction=0)
         return (0.5 + (difference - mean) / (6 * deviation).clamp(min=1e-12)).clamp(0, 1)
     return (difference / (CLAMP * mean).clamp(min=1e-12)).clamp(max=1)
 
@@ -94,7 +94,7 @@ class MaskBlend(Edit):
 
     Attributes:
         mask: (1 or B, height, width), 0 (source) to 1 (edit), of the picture's proportions.
-        start, end: the window of steps as fractions of the path, 0 is its noisy end.
+        start, end: the window as fractions of the model's schedule, 0 is its noisy end.
     """
 
     hint: ClassVar[str] = "make the mask larger, or lower start of the sampler"
@@ -103,19 +103,24 @@ class MaskBlend(Edit):
     start: float = 0.0
     end: float = 1.0
 
-    def steps(self, path: DiffusionPath) -> range:
-        return window(path.steps, self.start, self.end)
+    @property
+    def masks(self) -> Sequence[Tensor]:
+        return (self.mask,)
 
-    def check(self, path: DiffusionPath) -> None:
-        check_mask(self.mask, path)
+    def steps(self, source: Source) -> range:
+        return source.window(self.start, self.end)
+
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        size = source.path.latents.shape[-2:]
+        mask = F.interpolate(self.mask[:, None].to(device, torch.float32), size, mode="area")
+        return replace(self, mask=mask[:, 0])
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
-        if step.index not in self.steps(step.path):
+        if step.index not in self.steps(step.source):
             return x
         mask = self.changes(step)
-        return mask * x + (1 - mask) * step.path.latents[step.index + 1]
+        return mask * x + (1 - mask) * step.after
 
     def changes(self, step: Step) -> Tensor:
-        clean = step.path.clean
-        mask = F.interpolate(self.mask[:, None].to(clean), clean.shape[-2:], mode="area")
-        return mask.reshape(len(mask), 1, *[1] * (clean.ndim - 4), *clean.shape[-2:])
+        frames = [1] * (step.x.ndim - 4)
+        return self.mask.reshape(len(self.mask), 1, *frames, *self.mask.shape[-2:])

@@ -13,12 +13,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from ..attention.align import Prompt, PromptPair
-from ..attention.plan import Attention, Watch, marks
-from ..inversion.path import DiffusionPath
-from ..samplers.schedules import window
-from .base import Edit, Step
+from ..attention.plan import Attention, Watch, marks, of
+from ..core.denoiser import Query
+from ..core.edit import Edit, Need, Step
+from ..core.path import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,12 @@ class LocalBlend(Edit):
         source, target: what to watch of each side: the maps of the words to change and, if there
             is a second one, of the words to leave alone.
         threshold: of a map, in parts of its largest value: the words are where it is above.
-        start: the fraction of the path from which to blend; the maps are summed from its noisy end.
+        start: the fraction of the model's schedule from which to blend; the maps are summed from
+            its noisy end.
     """
 
     hint: ClassVar[str] = "lower the threshold of Local Blend, or name more words"
-    uses_source: ClassVar[bool] = True
+    needs: ClassVar[Need] = Need.PATH | Need.PROMPT | Need.ATTENTION
 
     pair: PromptPair
     source: Watch
@@ -45,10 +47,19 @@ class LocalBlend(Edit):
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
         return self.pair.source, self.pair.target
 
-    def steps(self, path: DiffusionPath) -> range:
-        return window(path.steps, self.start, 1.0)
+    def steps(self, source: Source) -> range:
+        return source.window(self.start, 1.0)
 
-    def attention(self, step: Step, attention: Attention) -> Attention:
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        sides = (self.source, self.target)
+        there = [replace(side, weights=side.weights.to(device, dtype)) for side in sides]
+        return replace(self, source=there[0], target=there[1])
+
+    def queries(self, step: Step) -> Sequence[Query]:
+        return [step.source_query()]
+
+    def patch(self, step: Step, patch: Attention | None) -> Attention:
+        attention = of(patch)
         return replace(
             attention,
             source=self.pair.source,
@@ -58,7 +69,7 @@ class LocalBlend(Edit):
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
         mask = self.changes(step)
-        return x if mask is None else torch.where(mask > 0, x, step.path.latents[step.index + 1])
+        return x if mask is None else torch.where(mask > 0, x, step.after)
 
     def changes(self, step: Step) -> Tensor | None:
         """Where the words are, in either of the two (B, 1, H, W).
@@ -66,11 +77,11 @@ class LocalBlend(Edit):
         None as long as one of the prompts has not been used, if it begins later.
         """
         source, target = step.seen.get(self.source), step.seen.get(self.target)
-        if step.index not in self.steps(step.path) or source is None or target is None:
+        if step.index not in self.steps(step.source) or source is None or target is None:
             return None
-        size = step.path.clean.shape[-2:]
+        size = step.x.shape[-2:]
         words = self._places(source, size) | self._places(target, size)
-        return (words[:, :1] & ~words[:, 1:].any(dim=1, keepdim=True)).to(step.path.clean)
+        return (words[:, :1] & ~words[:, 1:].any(dim=1, keepdim=True)).to(step.x)
 
     def _places(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
         """Where each word is (B, n, H, W); what is to change is made one map pixel wider."""

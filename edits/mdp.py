@@ -7,16 +7,17 @@ A is the source path with its prompt, B the edit; `w` is the weight of A, which 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..inversion.path import DiffusionPath
-from ..samplers.diffusion import Condition
-from ..samplers.schedules import window
-from .base import Edit, Step
+from ..core.denoiser import Condition, Query
+from ..core.diffusion import derivative
+from ..core.edit import Edit, Need, Step
+from ..core.path import Source
 
 Curve = Literal["constant", "linear", "cosine", "exponential"]
 CURVES: tuple[str, ...] = get_args(Curve)
@@ -42,7 +43,7 @@ class MDP(Edit):
     Attributes:
         weight: of the source, 0 (no edit of the path) to 1 (the source's own).
         curve: how the weight falls over the window.
-        start, end: the window as fractions of the path, 0 is its noisy end.
+        start, end: the window as fractions of the model's schedule, 0 is its noisy end.
     """
 
     hint: ClassVar[str] = "lower the weight or the end of the MDP edit"
@@ -52,12 +53,12 @@ class MDP(Edit):
     start: float = 0.0
     end: float = 0.5
 
-    def steps(self, path: DiffusionPath) -> range:
-        return window(path.steps, self.start, self.end)
+    def steps(self, source: Source) -> range:
+        return source.window(self.start, self.end)
 
     def w(self, step: Step) -> float:
         """The weight of the source at this step, 0 outside the window."""
-        active = self.steps(step.path)
+        active = self.steps(step.source)
         if step.index not in active:
             return 0.0
         return self.weight * curve_value(self.curve, (step.index - active.start) / len(active))
@@ -74,20 +75,45 @@ class MDPEpsilon(MDP):
     start: float = 0.04
     end: float = 0.54
 
+    def replaces(self, step: Step) -> bool:
+        return self.w(step) == 1.0
+
     def prediction(self, step: Step, d: Tensor) -> Tensor:
         w = self.w(step)
-        return torch.lerp(d, step.path.derivative(step.index), w) if w else d
+        return torch.lerp(d, step.derivative, w) if w else d
 
 
 @dataclass(frozen=True, kw_only=True)
 class MDPCondition(MDP):
-    """MDP-c: predict under `c* = (1 - w) c_B + w c_A`."""
+    """MDP-c: predict under `c* = (1 - w) c_B + w c_A`.
 
-    uses_source: ClassVar[bool] = True
+    Where a model's conditions cannot be mixed (embeddings of different lengths that the network
+    reads jointly, regional prompts), the predictions under both are, for one evaluation more.
+    """
+
+    needs: ClassVar[Need] = Need.PATH | Need.PROMPT
+
+    def _asks(self, step: Step) -> bool:
+        """Whether the predictions have to be mixed in place of the conditions."""
+        source = step.source.condition
+        return 0 < self.w(step) < 1 and not step.denoiser.mixes(step.condition, source)
 
     def condition(self, step: Step, condition: Condition) -> Condition:
         w = self.w(step)
-        return step.mix(condition, step.source, w) if w else condition
+        if w == 1:
+            return step.source.condition
+        if w == 0 or self._asks(step):
+            return condition
+        return step.denoiser.mix(condition, step.source.condition, w)
+
+    def queries(self, step: Step) -> Sequence[Query]:
+        return [Query(step.x, step.source.condition)] if self._asks(step) else ()
+
+    def guidance(self, step: Step, cond: Tensor, uncond: Tensor | None) -> tuple[Tensor, Any]:
+        if self._asks(step):
+            source = step.answers[Query(step.x, step.source.condition)]
+            cond = torch.lerp(cond, source, self.w(step))
+        return cond, uncond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +129,36 @@ class MDPLatent(MDP):
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
         w = self.w(step)
-        return torch.lerp(x, step.path.latents[step.index + 1], w) if w else x
+        return torch.lerp(x, step.after, w) if w else x
 
 
 @dataclass(frozen=True, kw_only=True)
 class MDPGuidance(MDP):
     """MDP-beta: `d* = (1 - w) d_B + w d_A'`, where `d_A'` is predicted on the edited latent."""
 
-    uses_source: ClassVar[bool] = True
+    needs: ClassVar[Need] = Need.PATH | Need.PROMPT
 
-    def needs_source_prediction(self, step: Step) -> bool:
-        return self.w(step) != 0
+    def queries(self, step: Step) -> Sequence[Query]:
+        if not self.w(step):
+            return ()
+        asked = [Query(step.x, step.source.condition)]
+        if self._is_guided(step):
+            asked.append(Query(step.x, step.source.negative))
+        return asked
 
     def prediction(self, step: Step, d: Tensor) -> Tensor:
         w = self.w(step)
-        if not w or step.source_prediction is None:
+        if not w:
             return d
-        return torch.lerp(d, step.source_prediction, w)
+        source, cfg = Query(step.x, step.source.condition), step.source.path.cfg
+        denoised = step.answers[source]
+        if self._is_guided(step):
+            negative = step.source.negative
+            uncond = step.answers[Query(step.x, negative)]
+            denoised = step.denoiser.guide(denoised, uncond, cfg, source, negative, step.sigma)
+        return torch.lerp(d, derivative(step.x, denoised, step.sigma), w)
+
+    @staticmethod
+    def _is_guided(step: Step) -> bool:
+        """Whether the path was made under guidance."""
+        return step.source.negative is not None and step.source.path.cfg != 1

@@ -6,15 +6,18 @@ Each phrase is drawn to the places that are painted for it: there its tokens get
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..attention.align import Prompt
-from ..attention.plan import Attention, Painted, marks
-from ..inversion.path import DiffusionPath
-from .base import Edit, Step, check_mask
+from ..attention.plan import Attention, Painted, marks, of
+from ..core.edit import Edit, Need, Step
+from ..core.path import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,28 +31,33 @@ class PaintWithWords(Edit):
         columns: the phrase's tokens.
         mask: where it belongs (1 or B, height, width), 0 to 1, of the picture's proportions.
         strength: the paper's w'.
+        painted: the phrase and its mask on the device, once they are.
     """
 
     hint: ClassVar[str] = "raise the strength of Paint with Words"
-    from_noise: ClassVar[bool] = True
+    needs: ClassVar[Need] = Need.ATTENTION
 
     prompt: Prompt
     columns: tuple[int, ...]
     mask: Tensor
     strength: float = 0.4
+    painted: Painted | None = None
+
+    @property
+    def masks(self) -> Sequence[Tensor]:
+        return (self.mask,)
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
         return None, self.prompt
 
-    def check(self, path: DiffusionPath) -> None:
-        check_mask(self.mask, path)
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        tokens = marks(self.prompt, [self.columns])[:, 0].to(device, dtype)
+        mask = self.mask.to(device, torch.float32)
+        return replace(self, painted=Painted(tokens=tokens, mask=mask))
 
-    def attention(self, step: Step, attention: Attention) -> Attention:
-        sigma = float(step.path.sigmas[step.index])
-        painted = Painted(
-            tokens=marks(self.prompt, [self.columns])[:, 0],
-            mask=self.mask,
-            strength=self.strength * math.log(1 + sigma),
-        )
-        return replace(attention, target=self.prompt, painted=(*attention.painted, painted))
+    def patch(self, step: Step, patch: Attention | None) -> Attention:
+        assert self.painted is not None
+        attention, strength = of(patch), self.strength * math.log(1 + step.sigma)
+        added = (*attention.painted, (self.painted, strength))
+        return replace(attention, target=self.prompt, painted=added)

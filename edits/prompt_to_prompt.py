@@ -7,19 +7,20 @@ steps, the source's: what is where stays, and what it is follows the new prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from typing_extensions import Self
 
 from ..attention.align import Alignment, Prompt, PromptPair
-from ..attention.plan import Attention
-from ..inversion.path import DiffusionPath
-from ..samplers.schedules import window
-from .base import Edit, Step
+from ..attention.plan import Attention, of
+from ..core.denoiser import Query
+from ..core.edit import Edit, Need, Step
+from ..core.path import Source
 
 Window = tuple[float, float]
-"""A part of the path from and to a fraction, 0 is its noisy end."""
+"""A part of the model's schedule from and to a fraction, 0 is its noisy end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,13 @@ class PromptToPrompt(Edit):
         cross_replace: when the cross-attention's maps are injected.
         self_replace: when those of the self-attention are.
         words: other windows for the tokens of single words.
-        self_limit: only self-attention maps up to this side are injected; the paper's code has
-            16, that of null-text inversion 32.
+        self_limit: self-attention maps up to this side, in a picture of 512 x 512, are injected;
+            the paper's code has 16, that of null-text inversion 32.
+        plans: what was put on the device for each set of windows.
     """
 
     hint: ClassVar[str] = "lower cross_replace or self_replace of Prompt-to-Prompt"
-    uses_source: ClassVar[bool] = True
+    needs: ClassVar[Need] = Need.PATH | Need.PROMPT | Need.ATTENTION
 
     pair: PromptPair
     alignment: Alignment
@@ -44,35 +46,60 @@ class PromptToPrompt(Edit):
     self_replace: Window = (0.0, 0.4)
     words: tuple[tuple[tuple[int, ...], Window], ...] = ()
     self_limit: int = 32
+    plans: dict[tuple[bool, ...], Attention] = field(default_factory=dict, repr=False)
+    place: tuple[torch.device, torch.dtype] = (torch.device("cpu"), torch.float32)
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
         return self.pair.source, self.pair.target
 
-    def steps(self, path: DiffusionPath) -> range:
-        windows = [self.cross_replace, self.self_replace, *(part for _, part in self.words)]
-        active = [part for part in (window(path.steps, *ends) for ends in windows) if part]
+    @property
+    def windows(self) -> list[Window]:
+        """Of the cross-attention, of the self-attention, and of single words."""
+        return [self.cross_replace, self.self_replace, *(ends for _, ends in self.words)]
+
+    def steps(self, source: Source) -> range:
+        active = [part for part in (source.window(*ends) for ends in self.windows) if part]
         if not active:
             return range(0)
         return range(min(part.start for part in active), max(part.stop for part in active))
 
-    def attention(self, step: Step, attention: Attention) -> Attention:
-        def now(ends: Window) -> bool:
-            return step.index in window(step.path.steps, *ends)
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        return replace(self, plans={}, place=(device, dtype))
 
-        alpha = torch.full(self.alignment.new.shape, float(now(self.cross_replace)))
-        for columns, ends in self.words:
-            alpha[list(columns)] = float(now(ends))
-        alpha[self.alignment.new] = 0.0
-        attention = replace(
-            attention,
+    def queries(self, step: Step) -> Sequence[Query]:
+        return [step.source_query()] if self.plan(step).needs_source else ()
+
+    def patch(self, step: Step, patch: Attention | None) -> Attention | None:
+        plan = self.plan(step)
+        if not plan:
+            return patch
+        return replace(
+            of(patch),
             source=self.pair.source,
             target=self.pair.target,
-            self_limit=self.self_limit if now(self.self_replace) else 0,
+            mapper=plan.mapper,
+            own=plan.own,
+            self_limit=plan.self_limit,
         )
+
+    def plan(self, step: Step) -> Attention:
+        """What is injected at a step."""
+        now = tuple(step.index in step.source.window(*ends) for ends in self.windows)
+        if now not in self.plans:
+            self.plans[now] = self._plan(*now)
+        return self.plans[now]
+
+    def _plan(self, cross: bool, own_self: bool, *words: bool) -> Attention:
+        alpha = torch.full(self.alignment.new.shape, float(cross))
+        for (columns, _), active in zip(self.words, words, strict=True):
+            alpha[list(columns)] = float(active)
+        alpha[self.alignment.new] = 0.0
+        injected = Attention(self_limit=self.self_limit if own_self else 0)
         if not alpha.any():
-            return attention
-        return replace(attention, mapper=self.alignment.mapper * alpha, own=1 - alpha)
+            return injected
+        own = (1 - alpha).to(*self.place) if bool((alpha < 1).any()) else None
+        return replace(injected, mapper=(self.alignment.mapper * alpha).to(*self.place), own=own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +108,11 @@ class Reweight(Edit):
 
     Attributes:
         scales: a factor for each of the target's tokens (T,); 1 changes nothing.
-        start, end: the window as fractions of the path, 0 is its noisy end.
+        start, end: the window as fractions of the model's schedule, 0 is its noisy end.
     """
 
     hint: ClassVar[str] = "move the factors of Reweight further away from 1"
-    from_noise: ClassVar[bool] = True
+    needs: ClassVar[Need] = Need.ATTENTION
 
     prompt: Prompt
     scales: torch.Tensor
@@ -96,12 +123,16 @@ class Reweight(Edit):
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
         return None, self.prompt
 
-    def steps(self, path: DiffusionPath) -> range:
-        return window(path.steps, self.start, self.end)
+    def steps(self, source: Source) -> range:
+        return source.window(self.start, self.end)
 
-    def attention(self, step: Step, attention: Attention) -> Attention:
-        if step.index not in self.steps(step.path) or bool((self.scales == 1).all()):
-            return attention
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        return replace(self, scales=self.scales.to(device, dtype))
+
+    def patch(self, step: Step, patch: Attention | None) -> Attention | None:
+        if step.index not in self.steps(step.source):
+            return patch
+        attention = of(patch)
         scale = self.scales if attention.scale is None else self.scales * attention.scale
         return replace(attention, target=self.prompt, scale=scale)
 

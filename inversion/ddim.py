@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ..samplers.diffusion import Condition, Denoiser, Progress, derivative, no_progress
+from ..core.denoiser import Condition, Denoiser, guided
+from ..core.diffusion import Progress, as_it_is, derivative, no_progress
 
 
 def ddim_inversion(
@@ -18,6 +21,7 @@ def ddim_inversion(
     cfg: float = 1.0,
     fixed_point_iterations: int = 0,
     average: int = 1,
+    store: Callable[[Tensor], Tensor] = as_it_is,
     progress: Progress = no_progress,
 ) -> Tensor:
     """Walk from the clean latent upwards along the probability-flow ODE.
@@ -36,18 +40,19 @@ def ddim_inversion(
         cfg: guidance scale; above 1 the error of the inversion grows.
         fixed_point_iterations: repeats k of each step, 0 is plain DDIM; costs k more evaluations.
         average: how many of each step's last estimates to average, as ReNoise does; 1 is none.
+        store: what to keep of each latent, such as a copy in ordinary memory.
     Returns:
-        The latents at `sigmas` (N + 1, B, C, ...); the last one is `x0`.
+        The latents at `sigmas` (N + 1, B, C, ...), as stored; the last one is `x0`.
     """
-    levels = sigmas.tolist()
-    x, latents = x0, [x0]
+    levels, x = sigmas.tolist(), x0
+    latents = [store(x)]
     for i, (sigma, sigma_next) in enumerate(zip(levels[:0:-1], levels[-2::-1], strict=True)):
         estimate, slopes = denoiser.mixing.rescale(x, sigma, sigma_next), []
         for _ in range(1 + fixed_point_iterations):
-            denoised = denoiser.guided(estimate, sigma_next, condition, negative, cfg).denoised
+            denoised = guided(denoiser, estimate, sigma_next, condition, negative, cfg)
             slopes.append(derivative(estimate, denoised, sigma_next))
             estimate = x + (sigma_next - sigma) * slopes[-1]
         x = x + (sigma_next - sigma) * torch.stack(slopes[-average:]).mean(dim=0)
-        latents.append(x)
+        latents.append(store(x))
         progress(i, denoised, x)
     return torch.stack(latents[::-1])

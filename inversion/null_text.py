@@ -8,21 +8,22 @@ the path's next latent (algorithm 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..samplers.diffusion import Condition, Denoiser, Progress, derivative, guidance, no_progress
+from ..core.denoiser import Condition, Denoiser, Query
+from ..core.diffusion import Progress, derivative, no_progress
 
 Optimizer = Literal["line search", "adam"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullText:
+class Found:
     """What null-text inversion has found.
 
     Attributes:
@@ -44,26 +45,29 @@ def null_text_inversion(
     condition: Condition,
     null: Condition,
     *,
+    from_source: bool = False,
     cfg: float = 7.5,
     inner_steps: int = 10,
     optimizer: Optimizer = "line search",
     learning_rate: float = 1e-2,
     early_stop: float = 8e-6,
     progress: Progress = no_progress,
-) -> NullText:
+) -> Found:
     """Find the embeddings with which guidance retraces a path that was inverted without it.
 
     Each step starts from the latent that was reached, so that later steps repair what earlier
-    ones have missed; and from the embedding of the step before, as in the paper. But if `null` is
-    the source prompt itself, every step starts from that again: it is nearly right, and its
-    estimate is there already, since it is the conditional one (negative-prompt inversion, Miyake
-    et al. 2023, arXiv 2305.16807).
+    ones have missed; and from the embedding of the step before, as in the paper. But from the
+    source prompt, every step starts again: it is nearly right (negative-prompt inversion, Miyake
+    et al. 2023, arXiv 2305.16807), and its estimate is there already where a model does not tell
+    a negative from a positive.
 
     Args:
         latents: the path (N + 1, B, C, ...), from noisy to clean, or only its noisy part.
         sigmas: the noise levels of the whole path (N + 1,), strictly falling.
         condition: the source prompt.
-        null: what to start from: the paper's is the empty prompt; or `condition`, the same object.
+        null: the negative to start from: the paper's is the empty prompt.
+        from_source: whether that is the source prompt itself.
+        cfg: the guidance that shall lead back; made by the model's own guidance functions.
         inner_steps: at most as many iterations a step.
         optimizer: "adam" is the reference's; "line search" needs a fraction of its evaluations.
         learning_rate: Adam's at the noisy end; at the clean end it is half of this.
@@ -75,17 +79,17 @@ def null_text_inversion(
     optimize = adam if optimizer == "adam" else LineSearch()
     steps, levels = len(sigmas) - 1, sigmas.tolist()
     embeddings, losses = [], []
+    known = denoiser.same(condition, null)
     with denoiser.differentiable(), torch.no_grad():
         latents = latents.clone()
         x = latents[0]
         start = embedding = denoiser.embedding(null).clone().expand(len(x), -1, -1)
         for i in range(len(latents) - 1):
-            step = GuidedStep(denoiser, x, latents[i + 1], levels[i], levels[i + 1], null, cfg)
-            if null is condition:
-                look = step.look(start, is_prompt=True)
-            else:
-                (step.cond,) = denoiser(x, levels[i], [condition])
-                look = step.look(embedding)
+            query = Query(x, condition)
+            step = GuidedStep(denoiser, query, latents[i + 1], levels[i], levels[i + 1], null, cfg)
+            if not (from_source and known):
+                (step.cond,) = denoiser.predict([query], levels[i]).denoised
+            look = step.look(start if from_source else embedding)
             look, tried = optimize(
                 step,
                 look,
@@ -99,8 +103,8 @@ def null_text_inversion(
             x = step.land(uncond)
             embeddings.append(embedding)
             losses.append(tried)
-            progress((i + 1) * inner_steps - 1, guidance(uncond, step.cond, cfg), x)
-    return NullText(
+            progress((i + 1) * inner_steps - 1, step.guided(uncond), x)
+    return Found(
         embeddings=torch.stack(embeddings),
         losses=losses,
         gradients=sum(len(tried) - 1 for tried in losses),
@@ -117,33 +121,40 @@ class GuidedStep:
     """One step of the path under guidance, as a function of its unconditional embedding.
 
     Attributes:
-        cond: the conditional estimate (B, C, ...), to be set, or looked for, first.
+        query: the step's latent and the source prompt.
+        cond: the conditional estimate (B, C, ...); None until the first embedding looked at, which
+            is then the prompt's own.
     """
 
     denoiser: Denoiser
-    x: Tensor
+    query: Query
     target: Tensor
     sigma: float
     sigma_next: float
     null: Condition
     cfg: float
-    cond: Tensor = field(init=False)
+    cond: Tensor | None = None
 
-    def look(self, embedding: Tensor, is_prompt: bool = False) -> Look:
-        """Try an embedding, and keep the way back; that of the prompt gives `cond` as well."""
+    def look(self, embedding: Tensor) -> Look:
+        """Try an embedding, and keep the way back."""
         with torch.enable_grad():
             embedding = embedding.detach().clone().requires_grad_()
             null = self.denoiser.with_embedding(self.null, embedding)
-            (uncond,) = self.denoiser(self.x, self.sigma, [null])
-            if is_prompt:
+            (uncond,) = self.denoiser.predict([Query(self.query.x, null)], self.sigma).denoised
+            if self.cond is None:
                 self.cond = uncond.detach()
             miss = self.denoiser.mixing.rescale(self.land(uncond) - self.target, self.sigma_next, 0)
             return Look(embedding, uncond, miss.flatten(1))
 
+    def guided(self, uncond: Tensor) -> Tensor:
+        """The estimate under guidance (B, C, ...)."""
+        assert self.cond is not None
+        return self.denoiser.guide(self.cond, uncond, self.cfg, self.query, self.null, self.sigma)
+
     def land(self, uncond: Tensor) -> Tensor:
-        """Where the guided step ends (B, C, ...): an affine function of the estimate."""
-        slope = derivative(self.x, guidance(uncond, self.cond, self.cfg), self.sigma)
-        return self.x + (self.sigma_next - self.sigma) * slope
+        """Where the guided step ends (B, C, ...)."""
+        slope = derivative(self.query.x, self.guided(uncond), self.sigma)
+        return self.query.x + (self.sigma_next - self.sigma) * slope
 
 
 class Look:
@@ -177,6 +188,8 @@ class Look:
         if self._mixed is not None:
             better, one, other = self._mixed
             return pick(better, one.gradient, other.gradient)
+        if not self._miss.requires_grad:  # the negative is not in use at this noise level
+            return torch.zeros_like(self.embedding)
         size = self.loss.sqrt().clamp(min=1e-12)[:, None]
         (gradient,) = torch.autograd.grad(self._miss, self._embedding, self.miss / size)
         return gradient * (2 * size / self.miss.shape[1])[..., None]
@@ -233,6 +246,8 @@ class LineSearch:
             if bool((look.loss < stop).all()):
                 break
             gradient = look.gradient
+            if not bool(gradient.any()):
+                break
             size = gradient.square().mean(dim=(1, 2), keepdim=True).sqrt()
             direction = -gradient / (gradient.abs() + size).clamp(min=1e-30)
             fall = -(gradient * direction).sum(dim=(1, 2))
@@ -287,4 +302,4 @@ def adam(
 def tell(progress: Progress, step: GuidedStep, part: range, iteration: int, uncond: Tensor) -> None:
     """Report an iteration as progress, but for the last one, which is reported with the step."""
     if iteration < len(part) - 1:
-        progress(part[iteration], guidance(uncond, step.cond, step.cfg), step.x)
+        progress(part[iteration], step.guided(uncond), step.query.x)

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..attention.align import Prompt, PromptPair
 from ..attention.maps import attention_maps
 from ..attention.words import word_list
-from ..inversion.path import DiffusionPath
-from ..samplers.denoiser import ComfyDenoiser, run
-from ..samplers.schedules import window
+from ..core.path import DiffusionPath, Source
+from ..core.schedules import window
+from ..host.denoiser import ComfyDenoiser
+from ..host.guider import run
 from .local_blend import resolution_input
 from .pictures import labelled_map
 from .support import (
@@ -19,6 +20,7 @@ from .support import (
     Path,
     Prompts,
     check_cross_attention,
+    check_grouping,
     check_path,
     check_whole,
     check_window,
@@ -111,12 +113,14 @@ class AttentionMaps(io.ComfyNode):
         cls, model, path, prompts, vae, words, resolution, start=0.0, end=1.0
     ) -> io.NodeOutput:
         check_cross_attention(model, "the maps are of", "an SD 1.x, SD 2.x or SDXL model")
+        check_grouping(model, "Attention Maps")
         check_path(model, path)
         check_window(start, end)
         prompt = prompt_of(path, prompts)
         shown_words = word_list(words) or every_word(prompt)
         columns = [prompt.columns(word) for word in shown_words]
-        steps = window(path.steps, start, end)
+        percent_to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+        steps = window(path.sigmas.tolist(), start, end, percent_to_sigma)
         if not steps:
             raise ValueError(
                 f"none of the path's {path.steps} steps begins between start {start} and end {end}"
@@ -124,10 +128,12 @@ class AttentionMaps(io.ComfyNode):
             )
 
         def look(denoiser: ComfyDenoiser, conditions, progress):
+            source = Source(
+                path, denoiser.percent_to_sigma, denoiser.latent_in, conditions["positive"]
+            )
             maps = attention_maps(
                 denoiser,
-                denoiser.path_in(path),
-                conditions["positive"],
+                source,
                 prompt,
                 columns,
                 resolution=resolution,

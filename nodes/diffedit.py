@@ -7,18 +7,20 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..edits import diffedit
-from ..samplers.denoiser import ComfyDenoiser, run
+from ..host.denoiser import ComfyDenoiser
+from ..host.guider import run
 from .pictures import heat_colours
 from .support import (
     CATEGORY,
     check_conditioning,
     check_latent,
+    check_numbers,
     check_window,
     downscale_ratio,
     edits_input,
     edits_output,
+    first_step,
     fraction_input,
-    last_steps,
     names_itself,
     path_sigmas,
     seed_input,
@@ -104,17 +106,17 @@ class DiffEditMask(io.ComfyNode):
     def execute(
         cls, model, source, target, latent_image, strength, maps, method, threshold, blur, seed
     ) -> io.NodeOutput:
+        check_numbers(strength=strength, threshold=threshold)
         samples = check_latent(model, latent_image)
-        if samples.ndim != 4:
+        if samples.ndim > 4 and samples.shape[2] > 1:
             raise ValueError(
-                f"latent_image has {samples.ndim} dimensions; connect a picture's latent, not a "
+                f"latent_image has {samples.shape[2]} frames; connect a picture's latent, not a "
                 "video's"
             )
         check_conditioning(model, source, "source")
         check_conditioning(model, target, "target")
         levels = path_sigmas(model, REFERENCE_STEPS, "leading")
-        steps = last_steps(REFERENCE_STEPS, strength, f"strength {strength}")
-        levels = levels[-1 - steps :]
+        levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randn(samples.shape, generator=generator) for _ in range(maps)]
 
@@ -181,5 +183,10 @@ class MaskBlend(io.ComfyNode):
     @names_itself
     def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
         check_window(start, end)
+        if not mask.numel():
+            raise ValueError(
+                f"the mask is {mask.shape[-1]} x {mask.shape[-2]}, which has no pixel; connect one "
+                "of the picture's size"
+            )
         mask = mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1)
         return io.NodeOutput((*edits, diffedit.MaskBlend(mask=mask, start=start, end=end)))

@@ -10,7 +10,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..inversion.path import load_path, save_path
+from ..inversion.path_file import load_path, save_path
 from .support import CATEGORY, Path, names_itself, tell
 
 EXAMPLE_INPUTS = FilePath(__file__).parent.parent / "example_workflows" / "inputs"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import io
 
-from ..inversion.negative_prompt import NORMS, Proximal
+from ..core.path import DiffusionPath
+from ..edits.null_text import NullText
+from ..edits.proximal import NORMS, Proximal
+from ..host.conditions import scheduled
+from ..host.denoiser import ComfyDenoiser
+from ..host.guider import run
+from ..host.model import with_gradients
 from ..inversion.null_text import OPTIMIZERS, null_text_inversion, threshold
-from ..inversion.path import DiffusionPath
-from ..samplers.denoiser import ComfyDenoiser, run, scheduled, with_gradients
 from .pictures import loss_plot
+from .sampler import own_negative
 from .support import (
     CATEGORY,
     Path,
     cfg_input,
     check_conditioning,
+    check_numbers,
     check_path,
     fraction_input,
     names_itself,
@@ -28,7 +32,7 @@ STARTS = ["source", "negative"]
 
 def check_source(path: DiffusionPath) -> None:
     """Raise if `path` is not one that was inverted under a prompt and without guidance."""
-    if path.null_embeddings is not None:
+    if own_negative(path) is not None:
         raise ValueError(
             "the path has embeddings for its negative already; "
             "connect the path that DDIM Inversion has made"
@@ -141,6 +145,7 @@ class NullTextInversion(io.ComfyNode):
         start_from,
         optimizer,
     ) -> io.NodeOutput:
+        check_numbers(cfg=cfg, learning_rate=learning_rate, early_stop=early_stop)
         check_path(model, path)
         check_source(path)
         check_conditioning(model, negative, "negative")
@@ -155,16 +160,18 @@ class NullTextInversion(io.ComfyNode):
                 "use 1 or more, or Negative-Prompt Inversion"
             )
         model = with_gradients(model)
-        null = path.positive if start_from == "source" else negative
+        from_source = start_from == "source"
+        null = path.positive if from_source else negative
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
-            latents = denoiser.path_in(path).latents
+            latents = torch.stack([denoiser.latent_in(latent) for latent in path.latents])
             found = null_text_inversion(
                 denoiser,
                 latents,
                 path.sigmas,
                 conditions["positive"],
-                conditions["null"],
+                conditions["negative"],
+                from_source=from_source,
                 cfg=cfg,
                 inner_steps=inner_steps,
                 optimizer=optimizer,
@@ -174,12 +181,13 @@ class NullTextInversion(io.ComfyNode):
             )
             return found, denoiser.evaluations
 
-        prompts = {"positive": path.positive, "null": null}
+        prompts = {"positive": path.positive, "negative": null}
         found, evaluations = run(
             model, prompts, path.clean, path.sigmas, invert, steps=path.steps * inner_steps
         )
-        embeddings = found.embeddings.to(path.latents.device)
-        path = replace(path, negative=null, cfg=cfg, null_embeddings=embeddings)
+        embeddings = found.embeddings.cpu()
+        own = NullText(embeddings=embeddings, cfg=cfg)
+        path = path._replace(negative=null, cfg=cfg, edits=(own, *path.edits))
         errors = [torch.stack(tried).mean(dim=1).tolist() for tried in found.losses]
         limits = [threshold(early_stop, i, path.steps) for i in range(path.steps)]
         plot = loss_plot([tried[0] for tried in errors], [tried[-1] for tried in errors], limits)
@@ -189,7 +197,8 @@ class NullTextInversion(io.ComfyNode):
             f"backwards; {idle} steps needed no optimisation; "
             f"error of the last step {errors[-1][-1]:.1e}"
         )
-        return io.NodeOutput(path, scheduled(model, path), plot, ui=tell(cls, text, plot))
+        negative = scheduled(model, null, embeddings, path.sigmas)
+        return io.NodeOutput(path, negative, plot, ui=tell(cls, text, plot))
 
 
 class NegativePromptInversion(io.ComfyNode):
@@ -227,6 +236,16 @@ class NegativePromptInversion(io.ComfyNode):
                     "the source itself; 1 is never.",
                     advanced=True,
                 ),
+                io.Int.Input(
+                    "dilation",
+                    default=1,
+                    min=0,
+                    max=32,
+                    optional=True,
+                    tooltip="There, by how many latent pixels (8 image pixels each for Stable "
+                    "Diffusion) what changes is made wider; the authors take 1 or 2.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 Path.Output(
@@ -243,21 +262,17 @@ class NegativePromptInversion(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(cls, path, proximal, quantile, reconstruction) -> io.NodeOutput:
+    def execute(cls, path, proximal, quantile, reconstruction, dilation=1) -> io.NodeOutput:
+        check_numbers(quantile=quantile, reconstruction=reconstruction)
         check_source(path)
         if len(path.positive) != 1:
             raise ValueError(
                 f"the source prompt has {len(path.positive)} parts, of which only one can become "
                 "the negative; invert with the output of a single CLIP Text Encode"
             )
-        path = replace(
-            path,
-            negative=path.positive,
-            null_embeddings=path.positive[0][0].float()[None],
-            proximal=(
-                None
-                if proximal == "none"
-                else Proximal(norm=proximal, quantile=quantile, reconstruction=reconstruction)
-            ),
-        )
+        own: tuple = (NullText(embeddings=path.positive[0][0].float()[None]),)
+        if proximal != "none":
+            settings = {"quantile": quantile, "reconstruction": reconstruction}
+            own = (*own, Proximal(norm=proximal, dilation=dilation, **settings))
+        path = path._replace(negative=path.positive, edits=(*own, *path.edits))
         return io.NodeOutput(path, path.negative)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import comfy.sample
+import torch
 from comfy_api.latest import io
 
+from ..core.path import DiffusionPath
+from ..core.schedules import SPACINGS
+from ..edits.diffedit import MaskBlend
+from ..host.denoiser import ComfyDenoiser
+from ..host.guider import PathGuider, PathSampler, run, sample
+from ..host.model import fingerprint, mixing_of
 from ..inversion.ddim import ddim_inversion
-from ..inversion.path import DiffusionPath
-from ..samplers.denoiser import ComfyDenoiser, fingerprint, mixing_of, run
-from ..samplers.path_sampler import sample_path
-from ..samplers.schedules import SPACINGS
+from .sampler import on_wire
 from .support import (
     CATEGORY,
     Path,
     PathEdits,
     cfg_input,
-    check_attention,
     check_conditioning,
+    check_edits,
     check_latent,
+    check_numbers,
+    check_sampled,
+    first_step,
     fraction_input,
-    last_steps,
     names_itself,
     path_sigmas,
     seed_input,
@@ -29,7 +33,6 @@ from .support import (
     spacing_input,
     steps_input,
     tell,
-    words,
 )
 
 
@@ -97,7 +100,7 @@ class DDIMInversion(io.ComfyNode):
                     display_name="noise",
                     tooltip="The noise at the path's start, for ComfyUI's samplers with add_noise "
                     "off and the same noise levels. With a flow model only if the first level is "
-                    "below 1.",
+                    "below 1. A mask of the latent is not handed on.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -119,6 +122,7 @@ class DDIMInversion(io.ComfyNode):
         sigmas=None,
         average=1,
     ) -> io.NodeOutput:
+        check_numbers(strength=strength, cfg=cfg)
         samples = check_latent(model, latent_image)
         check_conditioning(model, positive, "positive")
         if cfg != 1:
@@ -126,7 +130,7 @@ class DDIMInversion(io.ComfyNode):
                 raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
             check_conditioning(model, negative, "negative")
         levels = path_sigmas(model, steps, spacing, sigmas)
-        levels = levels[-1 - last_steps(len(levels) - 1, strength, f"strength {strength}") :]
+        levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
             latents = ddim_inversion(
@@ -138,12 +142,14 @@ class DDIMInversion(io.ComfyNode):
                 cfg=cfg,
                 fixed_point_iterations=fixed_point_iterations,
                 average=average,
+                store=denoiser.latent_out,
                 progress=progress,
             )
-            return denoiser.latents_out(latents), denoiser.evaluations
+            return check_sampled(latents), denoiser.evaluations
 
         prompts = {"positive": positive, "negative": None if cfg == 1 else negative}
         latents, evaluations = run(model, prompts, samples, levels, invert, steps=len(levels) - 1)
+        mask = latent_image.get("noise_mask")
         path = DiffusionPath(
             sigmas=levels,
             latents=latents,
@@ -151,11 +157,20 @@ class DDIMInversion(io.ComfyNode):
             negative=prompts["negative"],
             cfg=cfg,
             fingerprint=fingerprint(model),
+            edits=() if mask is None else (MaskBlend(mask=mask.reshape(-1, *mask.shape[-2:])),),
         )
-        signal = mixing_of(model).signal(float(levels[0]))
-        start = model.model.process_latent_in(latents[0]) / (signal if signal > 0 else 1.0)
-        noise = {**latent_image, "samples": model.model.process_latent_out(start)}
         text = f"{path.steps} steps, {evaluations} network evaluations"
+        if mask is not None:
+            text += ". The latent's mask will limit every edit of this path"
+        signal = mixing_of(model).signal(float(levels[0]))
+        if signal <= 0:
+            text += (
+                ". Noise at level 1 cannot be handed to ComfyUI's samplers as a latent: use the "
+                "path with the Diffusion Path Sampler or Guider, or a strength below 1"
+            )
+        start = model.model.process_latent_in(latents[0]) / (signal if signal > 0 else 1.0)
+        noise = {name: value for name, value in latent_image.items() if name != "noise_mask"}
+        noise |= on_wire(model.model.process_latent_out(start))
         return io.NodeOutput(path, noise, ui=tell(cls, text))
 
 
@@ -209,16 +224,14 @@ class RecordPath(io.ComfyNode):
         sigmas=None,
         edits=(),
     ) -> io.NodeOutput:
-        samples = comfy.sample.fix_empty_latent_channels(
-            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
-        )
-        check_latent(model, {"samples": samples}, empty=True)
+        check_numbers(cfg=cfg)
+        samples = check_latent(model, latent_image, empty=True)
         check_conditioning(model, positive, "positive")
         check_conditioning(model, negative, "negative")
         levels = path_sigmas(model, steps, spacing, sigmas)
         noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
-
-        path = DiffusionPath(
+        # a path of which only the size and the levels are known
+        unknown = DiffusionPath(
             sigmas=levels,
             latents=noise[None],
             positive=positive,
@@ -226,35 +239,21 @@ class RecordPath(io.ComfyNode):
             cfg=cfg,
             fingerprint=fingerprint(model),
         )
-
-        for edit in edits:
-            if not edit.from_noise:
-                raise ValueError(
-                    f"{words(type(edit).__name__)} edits a path that is there already; connect it "
-                    "to the Diffusion Path Sampler"
-                )
-            edit.check(path)
-        check_attention(model, edits, positive)
-
-        def sample(denoiser: ComfyDenoiser, conditions, progress):
-            x0 = denoiser.latent_in(samples) if samples.any() else samples.to(denoiser.device)
-            sampling = denoiser.model.model_sampling
-            # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
-            pure = sigmas is None and spacing in SPACINGS
-            pure = pure or float(levels[0]) > (1 - 1e-5) * float(sampling.sigma_max)
-            x = sampling.noise_scaling(levels[0].to(x0), noise.to(x0), x0, max_denoise=pure)
-            main = conditions["positive"], conditions["negative"]
-            # a path of which only the noise and the levels are known
-            unknown = replace(path, latents=x[None])
-            sampled = sample_path(
-                denoiser, unknown, *main, None, None, cfg=cfg, edits=edits, progress=progress
-            )
-            return denoiser.latents_out(sampled.latents), denoiser.evaluations
-
-        prompts = {"positive": positive, "negative": negative}
-        latents, evaluations = run(
-            model, prompts, samples, levels, sample, steps=len(levels) - 1, seed=seed
+        check_edits(model, edits, unknown, positive, recorded=True)
+        # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
+        pure = True if sigmas is None and spacing in SPACINGS else None
+        guider = PathGuider(model, unknown, positive, negative, cfg, edits)
+        sampler = PathSampler(pure=pure, keeps=True)
+        sample(
+            guider,
+            sampler,
+            samples,
+            levels,
+            steps=len(levels) - 1,
+            noise=noise,
+            mask=latent_image.get("noise_mask"),
+            seed=seed,
         )
-        path = replace(path, latents=latents)
-        text = f"{path.steps} steps, {evaluations} network evaluations"
-        return io.NodeOutput(path, {**latent_image, "samples": path.clean}, ui=tell(cls, text))
+        path = unknown._replace(latents=check_sampled(torch.stack(sampler.latents)))
+        text = f"{path.steps} steps, {guider.denoiser.evaluations} network evaluations"
+        return io.NodeOutput(path, {**latent_image, **on_wire(path.clean)}, ui=tell(cls, text))

@@ -72,21 +72,25 @@ class PromptToPrompt(io.ComfyNode):
                     0.0,
                     "Where cross_replace begins; 0 is the noisy end of the path.",
                     advanced=True,
+                    optional=True,
                 ),
                 fraction_input(
                     "self_start",
                     0.0,
                     "Where self_replace begins; 0 is the noisy end of the path.",
                     advanced=True,
+                    optional=True,
                 ),
                 io.Int.Input(
                     "self_limit",
                     default=32,
                     min=0,
                     max=1024,
-                    tooltip="self_replace works in layers of at most as many by as many pixels. "
-                    "Smaller keeps only the coarse layout of the source: the paper's code has 16, "
-                    "that of null-text inversion 32, for pictures of 512 by 512.",
+                    optional=True,
+                    tooltip="self_replace works in layers of at most as many by as many pixels, "
+                    "for a picture of 512 by 512; it grows with larger ones. Smaller keeps only "
+                    "the coarse layout of the source: the paper's code has 16, that of null-text "
+                    "inversion 32.",
                     advanced=True,
                 ),
             ],

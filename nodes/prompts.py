@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..attention import align
 from ..attention.words import EMBEDDING, OTHER_CLIP, Reading, embedding_names, read
-from ..inversion.path import Conditioning
+from ..core.path import Conditioning
+from ..host.conditions import signed
 from .support import CATEGORY, Prompts, names_itself, tell
 
 
@@ -34,9 +35,8 @@ def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:
             f"{len(reading.tokens)} of its tokenizer; {OTHER_CLIP}"
         )
     words = _named_words(clip, text, reading)
-    return conditioning, align.Prompt(
-        text=text, tokens=reading.tokens, words=words, embedding=embedding
-    )
+    prompt = align.Prompt(text=text, tokens=reading.tokens, words=words, embedding=embedding)
+    return signed(conditioning, prompt), prompt
 
 
 def _reading(clip: CLIP, text: str) -> Reading:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
+import comfy.model_management
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..edits.base import Edits
-from ..inversion.path import DiffusionPath
-from ..samplers.denoiser import ComfyDenoiser, fingerprint, run
-from ..samplers.path_sampler import sample_path
+from ..core.edit import Edits
+from ..core.path import Conditioning, DiffusionPath
+from ..edits.null_text import NullText
+from ..edits.proximal import Proximal
+from ..host.guider import PathGuider, PathSampler, sample
+from ..host.model import fingerprint
 from .support import (
     CATEGORY,
     Path,
     PathEdits,
     cfg_input,
-    check_attention,
     check_conditioning,
+    check_edits,
+    check_numbers,
     check_path,
+    check_sampled,
     downscale_ratio,
+    first_step,
     fraction_input,
-    last_steps,
     names_itself,
     seed_input,
     tell,
@@ -35,13 +40,41 @@ ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
 """Relative changes of the latent at which people say that nothing, or everything, has changed."""
 
 
-class Walk(NamedTuple):
-    """What the sampler brings back: latents and mask, network evaluations, bytes kept of maps."""
+def own_negative(path: DiffusionPath) -> NullText | None:
+    """What a path has in place of a negative, if it has."""
+    return next((edit for edit in path.edits if isinstance(edit, NullText)), None)
 
-    latents: Tensor
-    mask: Tensor | None
-    evaluations: int
-    kept: int
+
+def brought(path: DiffusionPath, first: int) -> Edits:
+    """Those of a path's own edits that its edited path, from step `first` on, has too."""
+    kept = (edit.after(first) if isinstance(edit, NullText) else edit for edit in path.edits)
+    return tuple(edit for edit in kept if not isinstance(edit, Proximal))
+
+
+def guider_for(
+    model: ModelPatcher,
+    path: DiffusionPath,
+    positive: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    start: float,
+    edits: Edits,
+) -> tuple[PathGuider, int]:
+    """The guider that walks a path with edits, and the step to begin at; all of it checked."""
+    check_numbers(cfg=cfg, start=start)
+    check_path(model, path)
+    check_conditioning(model, positive, "positive")
+    check_conditioning(model, negative, "negative")
+    if own_negative(path) is not None and path.negative is not None:
+        negative = path.negative
+    first = first_step(model, path.sigmas, start, f"start {start}")
+    check_edits(model, (*path.edits, *edits), path, positive, recorded=False)
+    return PathGuider(model, path, positive, negative, cfg, edits), first
+
+
+def on_wire(latent: Tensor) -> dict[str, Any]:
+    """A path's latent as a LATENT, where ComfyUI keeps those."""
+    return {"samples": latent.to(comfy.model_management.intermediate_device())}
 
 
 def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> Tensor:
@@ -54,27 +87,31 @@ def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> 
     return F.interpolate(mask, scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
 
 
-def report(path: DiffusionPath, edited: DiffusionPath, edits: Edits, cfg: float, walk: Walk) -> str:
+def report(
+    path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, evaluations: int, kept: int
+) -> str:
     """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
     moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
     lines = [
-        f"{edited.steps} steps, {walk.evaluations} network evaluations; "
+        f"{edited.steps} steps, {evaluations} network evaluations; "
         f"the edit moved the latent by {moved:.0%} of the source"
     ]
-    if walk.kept:
+    if kept:
         lines.append(
-            f"Source and edit did not fit into one call: {walk.kept / 2**20:.1f} MB of the "
+            f"Source and edit did not share every call: {kept / 2**20:.1f} MB of the "
             "source's attention were kept at each step"
         )
     first = path.steps - edited.steps
-    for edit in edits:
-        if edit.steps(path).stop <= first:
+    for edit in guider.edits:
+        if edit.steps(guider.step.source).stop <= first:
             lines.append(f"{words(type(edit).__name__)} did nothing: its window ends before start")
-    if path.null_embeddings is not None:
-        made = "" if path.cfg in (1, cfg) else f", made for cfg {path.cfg:g}"
+    own = own_negative(path)
+    if own is not None:
+        made = "" if own.cfg in (1, guider.cfg) else f", made for cfg {own.cfg:g}"
         lines.append(f"In place of negative: the path's own embeddings{made}")
     if moved < ALMOST_NOTHING:
-        hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
+        hints = [edit.hint for edit in guider.edits if edit.hint]
+        hints += ["raise cfg"] * (guider.cfg <= 1)
         hints = hints or ["lower start, or make the two prompts differ more"]
         lines.append("Almost nothing changed: " + "; or ".join(dict.fromkeys(hints)))
     elif moved > ALMOST_ALL:
@@ -147,62 +184,26 @@ class Sampler(io.ComfyNode):
     def execute(
         cls, model, path, positive, negative, cfg, start, eta, seed, edits=()
     ) -> io.NodeOutput:
-        check_path(model, path)
-        check_conditioning(model, positive, "positive")
-        check_conditioning(model, negative, "negative")
-        if path.null_embeddings is not None:
-            negative = path.negative
-        steps = last_steps(path.steps, 1 - start, f"start {start}")
-        first = path.steps - steps
-        for edit in edits:
-            edit.check(path)
-        check_attention(model, edits, positive, path.positive)
-
-        def sample(denoiser: ComfyDenoiser, conditions, progress):
-            sampled = sample_path(
-                denoiser,
-                denoiser.path_in(path),
-                conditions["positive"],
-                conditions["negative"],
-                conditions["source"],
-                conditions["source_negative"],
-                cfg=cfg,
-                edits=edits,
-                first=first,
-                eta=eta,
-                generator=torch.Generator().manual_seed(seed),
-                progress=progress,
-            )
-            return Walk(
-                denoiser.latents_out(sampled.latents),
-                sampled.mask,
-                denoiser.evaluations,
-                denoiser.kept,
-            )
-
-        # Only where needed: the guider evaluates each prompt's areas for all the others too.
-        uses_source = any(edit.uses_source for edit in edits)
-        prompts = {
-            "positive": positive,
-            "negative": negative,
-            "source": path.positive if uses_source else None,
-            "source_negative": path.negative if uses_source else None,
-        }
+        check_numbers(eta=eta)
+        guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
+        sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]
-        walk = run(model, prompts, path.clean, levels, sample, steps=steps, seed=seed)
+        sample(guider, sampler, path.clean, levels, steps=len(levels) - 1, seed=seed)
         edited = DiffusionPath(
             sigmas=levels,
-            latents=walk.latents,
+            latents=check_sampled(torch.stack(sampler.latents)),
             positive=positive,
-            negative=negative,
+            negative=guider.given["negative"],
             cfg=cfg,
             fingerprint=fingerprint(model),
-            null_embeddings=path.null_embeddings_from(first),
+            edits=brought(path, first),
         )
+        denoiser = guider.denoiser
+        text = report(path, edited, guider, denoiser.evaluations, denoiser.attention.kept)
         return io.NodeOutput(
-            {"samples": edited.clean},
-            {"samples": path.clean},
+            on_wire(edited.clean),
+            on_wire(path.clean),
             edited,
-            mask_of(model, walk.mask, edited),
-            ui=tell(cls, report(path, edited, edits, cfg, walk)),
+            mask_of(model, guider.mask(), edited),
+            ui=tell(cls, text),
         )

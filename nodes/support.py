@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable
 from textwrap import shorten
 from typing import Any
 
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -17,11 +19,12 @@ from server import PromptServer
 from torch import Tensor
 
 from ..attention.align import Prompt
-from ..attention.control import attention_layers
-from ..edits.base import Edit, Edits
-from ..inversion.path import Conditioning, DiffusionPath
-from ..samplers.denoiser import fingerprint, is_of, mixing_of, text_width
-from ..samplers.schedules import SPACINGS, kept_steps, spaced_sigmas
+from ..core.edit import Edits, Need, check_mask
+from ..core.path import Conditioning, DiffusionPath
+from ..core.schedules import SPACINGS, spaced_sigmas, window
+from ..host.conditions import is_of
+from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width
+from ..host.unet import attention_layers
 
 CATEGORY = "diffusion path"
 Path = io.Custom("DIFFUSION_PATH")
@@ -47,11 +50,22 @@ def edits_output() -> io.Output:
 
 
 def fraction_input(
-    name: str, default: float, tooltip: str, advanced: bool | None = None
+    name: str,
+    default: float,
+    tooltip: str,
+    advanced: bool | None = None,
+    optional: bool = False,
 ) -> io.Input:
     """A number from 0 to 1, such as a fraction of the path."""
     return io.Float.Input(
-        name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced
+        name,
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip=tooltip,
+        advanced=advanced,
+        optional=optional,
     )
 
 
@@ -72,6 +86,8 @@ def window_inputs(
 
 def check_window(start: float, end: float, names: tuple[str, str] = ("start", "end")) -> None:
     """Raise if a window holds no step."""
+    if not start <= end and not start > end:
+        raise ValueError(f"{names[0]} {start}, {names[1]} {end} is no window; use numbers 0 to 1")
     if start >= end:
         raise ValueError(
             f"{names[0]} {start} is not before {names[1]} {end}; the window holds no step"
@@ -85,7 +101,7 @@ def seed_input(tooltip: str, advanced: bool | None = None) -> io.Input:
         default=0,
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
+        control_after_generate=io.ControlAfterGenerate.fixed,
         tooltip=tooltip,
         advanced=advanced,
     )
@@ -172,12 +188,24 @@ def path_sigmas(
 ) -> Tensor:
     """The noise levels (N + 1,) of a whole path; `sigmas`, when given, take precedence."""
     sampling = model.get_model_object("model_sampling")
+    flow = mixing_of(model).flow
     if sigmas is None and spacing in SPACINGS:
-        return spaced_sigmas(sampling.sigmas, steps, spacing, mixing_of(model).flow)
+        return spaced_sigmas(sampling.sigmas, steps, spacing, flow)
     if sigmas is None:
         sigmas = comfy.samplers.calculate_sigmas(sampling, spacing, steps)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas holds {sigmas.numel()} noise levels; a path needs two or more")
+    highest, last = highest_level(model) * (1 + CLOSE), float(sigmas[-1])
+    if not bool(torch.isfinite(sigmas).all()) or float(sigmas.max()) > highest or last < 0:
+        raise ValueError(
+            f"sigmas goes from {float(sigmas[0]):.4g} to {last:.4g}, and the model knows noise "
+            f"levels from {highest_level(model):.4g} to 0; take them from a scheduler of this model"
+        )
+    if last > max(float(sampling.sigma_min) * (1 + CLOSE), 0.0 if not flow else 1e-2):
+        raise ValueError(
+            f"sigmas ends at noise level {last:.4g}, where the picture is not clean yet; "
+            "use sigmas that end at 0"
+        )
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ValueError(
             f"the noise levels do not fall at every step ({steps} steps, {spacing}); "
@@ -186,29 +214,63 @@ def path_sigmas(
     return sigmas.float().cpu()
 
 
+def check_sampled(latents: Tensor) -> Tensor:
+    """The latents that a model has made, if they are numbers."""
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError(
+            "the model's predictions became NaN or infinite; lower cfg, or run the model in "
+            "another precision (--bf16-unet, --fp32-unet)"
+        )
+    return latents
+
+
 def downscale_ratio(model: ModelPatcher) -> int:
     """How many pixels of the picture a latent's pixel is wide."""
     return model.get_model_object("latent_format").spacial_downscale_ratio
 
 
-def last_steps(steps: int, fraction: float, name: str) -> int:
-    """How many steps the clean `fraction` of `steps` has; at least one, or a clear error."""
-    kept = kept_steps(steps, fraction)
-    if kept < 1:
-        raise ValueError(f"{name} leaves no step of {steps}; change it or raise steps")
-    return kept
+def first_step(model: ModelPatcher, sigmas: Tensor, fraction: float, name: str) -> int:
+    """The first step of a path in the part of the schedule from `fraction` on; or a clear error."""
+    percent_to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    steps = window(sigmas.tolist(), fraction, 1.0, percent_to_sigma)
+    if not steps:
+        raise ValueError(
+            f"{name} leaves no step of {len(sigmas) - 1}; change it, or make the path with more "
+            "steps"
+        )
+    return steps.start
+
+
+def check_numbers(**values: float) -> None:
+    """Raise if an input is no number, which ComfyUI lets pass from the API."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, which is no number; use one within its limits")
 
 
 def check_latent(model: ModelPatcher, latent: dict[str, Any], empty: bool = False) -> Tensor:
-    """The samples (B, C, ...) of a LATENT, if `model` can work on them.
+    """The samples (B, C, ...) of a LATENT as ComfyUI hands them to a model, if it can work on them.
 
     Args:
         empty: whether an empty latent (all zeros) will do.
     """
-    samples = latent["samples"]
+    samples = comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
+    )
+    latent_format = model.get_model_object("latent_format")
     if getattr(samples, "is_nested", False):
         raise ValueError("latent_image holds several latents in one; connect an image's latent")
-    wanted = model.get_model_object("latent_format").latent_channels
+    wanted, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
+    if not samples.numel():
+        raise ValueError("latent_image holds no picture; give at least one")
+    if samples.ndim != dimensions + 2:
+        raise ValueError(
+            f"latent_image has {samples.ndim} dimensions, and the model works on "
+            f"{dimensions + 2}; encode the picture with this model's own VAE"
+        )
     if samples.shape[1] != wanted:
         raise ValueError(
             f"latent_image has {samples.shape[1]} channels, the model works on {wanted}; "
@@ -241,17 +303,27 @@ def check_conditioning(model: ModelPatcher, conditioning: Conditioning, name: st
                 f"{name} has no pooled vector, which this model needs; "
                 "encode the prompt with the CLIP of the same checkpoint"
             )
+        if embedding is not None and not bool(torch.isfinite(embedding).all()):
+            raise ValueError(
+                f"{name} holds NaN or infinite values; look for a weight in the prompt that is no "
+                "number, or run the text encoder in fp32 (--fp32-text-enc)"
+            )
 
 
 def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
     """Raise if `path` was made by a model of another kind than `model`."""
     mine = fingerprint(model)
     for name, value in path.fingerprint.items():
-        if mine.get(name) != value:
+        if name not in mine or not fits(mine[name], value):
             raise ValueError(
                 f"the path was made by a model whose {name} is {value}, but this model's is "
                 f"{mine.get(name)}; invert or record the picture again with this model"
             )
+    if float(path.sigmas[0]) > highest_level(model) * (1 + CLOSE):
+        raise ValueError(
+            f"the path begins at noise level {float(path.sigmas[0]):.4g}, and this model's highest "
+            f"is {highest_level(model):.4g}; invert or record the picture again with this model"
+        )
 
 
 def check_cross_attention(model: ModelPatcher, needs: str, instead: str) -> None:
@@ -262,61 +334,100 @@ def check_cross_attention(model: ModelPatcher, needs: str, instead: str) -> None
         )
 
 
-def check_attention(
-    model: ModelPatcher,
-    edits: Edits,
-    positive: Conditioning,
-    source: Conditioning | None = None,
+def check_edits(
+    model: ModelPatcher, edits: Edits, path: DiffusionPath, positive: Conditioning, recorded: bool
 ) -> None:
-    """Raise if edits change an attention that the model has not, or under prompts not theirs.
+    """Raise if an edit lacks what it needs: of the path, of the model, of the prompts.
 
     Args:
         positive: what is predicted under.
-        source: the path's own prompt; None while a path is recorded.
+        recorded: whether the path is only about to be made.
     """
-    width = text_width(model)
     first: dict[str, Prompt] = {}
     for edit in edits:
         name = words(type(edit).__name__)
-        if type(edit).attention is Edit.attention:
+        if recorded and (Need.PATH | Need.PROMPT) & edit.needs:
+            raise ValueError(
+                f"{name} edits a path that is there already; connect it to the Diffusion Path "
+                "Sampler"
+            )
+        edit.check(path)
+        for mask in edit.masks:
+            check_mask(mask, path)
+        if Need.ATTENTION not in edit.needs:
             continue
         check_cross_attention(
             model,
             f"{name} changes",
             "MDP Epsilon, MDP Latent, or DiffEdit Mask with Mask Blend, which work with it",
         )
+        check_grouping(model, name)
         of_source, of_target = edit.prompts
-        for prompt, conditioning, role, output in (
-            (of_target, positive, "positive", "target"),
-            (of_source, source, "the path's prompt", "source"),
+        check_prompt(model, name, of_target, positive, ("positive", "target"), first)
+        if not recorded:
+            roles = ("the path's prompt", "source")
+            check_prompt(model, name, of_source, path.positive, roles, first)
+
+
+def check_grouping(model: ModelPatcher, name: str) -> None:
+    """Raise if the network does not see a picture's attention as a whole."""
+    grouped = {
+        "context_handler": "a context window",
+        "multigpu_clones": "more than one graphics card",
+    }
+    for option, what in grouped.items():
+        if option in model.model_options or (
+            option == "multigpu_clones" and model.get_additional_models_with_key("multigpu")
         ):
-            if prompt is None or conditioning is None:
-                continue
-            if width is not None and prompt.embedding.shape[-1] != width:
-                raise ValueError(
-                    f"the prompt of {name} was encoded {prompt.embedding.shape[-1]} wide, for "
-                    f"another model family; this model reads {width}: encode it with the CLIP of "
-                    "the same checkpoint"
-                )
-            used = uses(conditioning, prompt)
-            if not used:
-                raise ValueError(
-                    f'{role} is not the {output} prompt of {name}, "{shown(prompt)}"; connect the '
-                    f"{output} of its Prompt Pair there, or write the same prompt in both places"
-                )
-            check_whole(used, role)
-            # One prediction has its tokens counted one way, whoever asks.
-            if not is_of(prompt.embedding, first.setdefault(output, prompt)):
-                raise ValueError(
-                    f'{name} has the {output} prompt "{shown(prompt)}", and an edit before it '
-                    f'"{shown(first[output])}"; give all edits of the attention in a chain the '
-                    "same prompts"
-                )
+            raise ValueError(
+                f"{name} changes attention, and the model runs in {what}, where no part sees the "
+                "whole; connect the model without it"
+            )
+
+
+def check_prompt(
+    model: ModelPatcher,
+    name: str,
+    prompt: Prompt | None,
+    conditioning: Conditioning,
+    roles: tuple[str, str],
+    first: dict[str, Prompt],
+) -> None:
+    """Raise if a conditioning is not an edit's prompt, or other edits' prompt is another.
+
+    Args:
+        name: the edit's.
+        roles: what the conditioning is called, and the prompt.
+        first: the prompts of the edits before, by role.
+    """
+    if prompt is None:
+        return
+    width, (role, output) = text_width(model), roles
+    if width is not None and prompt.embedding.shape[-1] != width:
+        raise ValueError(
+            f"the prompt of {name} was encoded {prompt.embedding.shape[-1]} wide, for "
+            f"another model family; this model reads {width}: encode it with the CLIP of "
+            "the same checkpoint"
+        )
+    used = uses(conditioning, prompt)
+    if not used:
+        raise ValueError(
+            f'{role} is not the {output} prompt of {name}, "{shown(prompt)}"; connect the '
+            f"{output} of its Prompt Pair there, or write the same prompt in both places"
+        )
+    check_whole(used, role)
+    # One prediction has its tokens counted one way, whoever asks.
+    if not is_of(prompt.embedding, {}, first.setdefault(output, prompt)):
+        raise ValueError(
+            f'{name} has the {output} prompt "{shown(prompt)}", and an edit before it '
+            f'"{shown(first[output])}"; give all edits of the attention in a chain the '
+            "same prompts"
+        )
 
 
 def uses(conditioning: Conditioning, prompt: Prompt) -> list[dict[str, Any]]:
     """The options of those parts of a CONDITIONING that are a prompt's."""
-    return [options for embedding, options in conditioning if is_of(embedding, prompt)]
+    return [options for embedding, options in conditioning if is_of(embedding, options, prompt)]
 
 
 def check_whole(used: list[dict[str, Any]], role: str) -> None:

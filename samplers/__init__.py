@@ -1,1 +1,1 @@
-"""Sampling: what a denoiser is, which noise levels to visit, and the loop over an edited path."""
+"""The walk along a path: what is predicted at a step, the solvers, the loop."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffusion_path.core.denoiser import Answers, Query, distinct
+from diffusion_path.core.diffusion import Mixing
+from diffusion_path.core.edit import Edits, Step
+from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.inversion.ddim import ddim_inversion
-from diffusion_path.inversion.path import DiffusionPath
-from diffusion_path.samplers.diffusion import Adjust, Guided, Mixing, guidance
+from diffusion_path.samplers.prediction import predict
+from diffusion_path.samplers.solvers import DDIM
+from diffusion_path.samplers.walk import down, walk
 
 
 class Gaussian(NamedTuple):
@@ -32,35 +38,45 @@ class GaussianDenoiser:
         self.mixing = Mixing(flow=flow)
         self.evaluations = 0
 
-    def __call__(self, x: Tensor, sigma: float, conditions: Sequence[Gaussian]) -> list[Tensor]:
-        self.evaluations += len({id(condition) for condition in conditions})
-        return [self.denoised(x, sigma, condition) for condition in conditions]
-
-    def guided(
-        self,
-        x: Tensor,
-        sigma: float,
-        condition: Gaussian,
-        negative: Gaussian,
-        scale: float,
-        also: Sequence[Gaussian] = (),
-        adjust: Adjust | None = None,
-        attention: object = None,
-        source: object = None,
-    ) -> Guided:
+    def predict(self, queries: Sequence[Query], sigma: float) -> Answers:
         """It has no attention to change."""
-        main = [condition] if scale == 1 else [condition, negative]
-        outputs = self(x, sigma, [*main, *also])
-        extra = outputs[len(main) :]
-        if scale == 1:
-            return Guided(outputs[0], extra)
-        cond, uncond = adjust(*outputs[:2]) if adjust else outputs[:2]
-        return Guided(guidance(uncond, cond, scale), extra)
+        self.evaluations += len(distinct(queries))
+        return Answers([self.denoised(query.x, sigma, query.condition) for query in queries])
+
+    def guides(self, scale: float) -> bool:
+        return scale != 1
+
+    def guide(
+        self,
+        cond: Tensor,
+        uncond: Tensor | None,
+        scale: float,
+        query: Query,
+        negative: Gaussian,
+        sigma: float,
+    ) -> Tensor:
+        return cond if uncond is None else uncond + scale * (cond - uncond)
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """As `levels` falls."""
+        if self.mixing.flow:
+            return 0.96 * (1 - percent)
+        return float(10 ** (1 - 2.5 * percent))
+
+    def same(self, a: Gaussian, b: Gaussian) -> bool:
+        return a is b
+
+    def mixes(self, a: Gaussian, b: Gaussian) -> bool:
+        return True
 
     def mix(self, a: Gaussian, b: Gaussian, weight: float) -> Gaussian:
         return Gaussian(
             (1 - weight) * a.mean + weight * b.mean, (1 - weight) * a.scale + weight * b.scale
         )
+
+    def source(self, path: DiffusionPath, condition: Any = None, negative: Any = None) -> Source:
+        """A path as a walk reads it."""
+        return Source(path, self.percent_to_sigma, condition=condition, negative=negative)
 
     def embedding(self, condition: Gaussian) -> Tensor:
         """The mean: as many tokens as it has numbers, each of width 1."""
@@ -129,3 +145,53 @@ def inverted(
     return DiffusionPath(
         sigmas=sigmas, latents=latents, positive=[], negative=None, cfg=1.0, fingerprint={}
     )
+
+
+def sampled(
+    denoiser: GaussianDenoiser,
+    path: DiffusionPath,
+    positive: Gaussian,
+    negative: Gaussian | None = None,
+    *,
+    source: Gaussian | None = None,
+    source_negative: Gaussian | None = None,
+    cfg: float = 7.5,
+    edits: Edits = (),
+    first: int = 0,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    progress: Any = lambda *_: None,
+) -> Tensor:
+    """The latents (N + 1, B, C, ...) of a walk along a path under another condition."""
+    along = denoiser.source(path, source or condition(0), source_negative)
+    edits = tuple(
+        edit.prepare(along, torch.device("cpu"), torch.float64) for edit in (*path.edits, *edits)
+    )
+    step = Step(
+        source=along,
+        denoiser=denoiser,
+        x=along.latent(first),
+        sigma=along.levels[first],
+        sigma_next=along.levels[first + 1],
+        condition=positive,
+        negative=negative,
+        cfg=cfg,
+    )
+    latents: list[Tensor] = []
+    noise = partial(fresh, generator)
+    walk(
+        lambda step: predict(step, edits),
+        step,
+        down(along.levels[first:]),
+        DDIM(eta, noise),
+        denoiser.mixing,
+        edits,
+        latents.append,
+        progress,
+    )
+    return torch.stack(latents)
+
+
+def fresh(generator: torch.Generator | None, x: Tensor) -> Tensor:
+    """Noise like `x`."""
+    return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

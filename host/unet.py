@@ -1,6 +1,6 @@
-"""A step's changes of attention, as patches of ComfyUI's attention layers for one prediction.
+"""Changes of attention as patches of the attention layers of ComfyUI's UNets.
 
-The patches live in the options that are handed to that prediction, never on a model: there is
+The patches live in the options that are handed to one prediction, never on a model: there is
 nothing to take away again, also not after an interruption.
 """
 
@@ -16,7 +16,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor, nn
 
-from .plan import Attention, Maps, Seen, Watch, edited
+from ..attention.plan import Attention, Maps, Watch, edited, side
+from ..core.denoiser import Seen
 
 Layer = tuple[str, int, int]
 """A layer by ComfyUI's names: the block's kind and number, and the number within it."""
@@ -26,6 +27,29 @@ Chunk = tuple[int, Any]
 
 Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 """From queries, keys and values (rows, tokens, width) to a layer's output."""
+
+REGROUPED_TOKENS = (
+    "something on the model merges or regroups the picture's tokens (ToMe, HyperTile, tiled "
+    "diffusion), and the source's attention then belongs to other places; take it off the model, "
+    "or set self_replace to 0"
+)
+
+
+class LayerPatch:
+    """One layer's patch, the same object in all calls of a run.
+
+    It runs outside of what torch.compile compiles, so that its state may change from step to step.
+    """
+
+    def __init__(self, change: Callable[..., Tensor], layer: Layer) -> None:
+        """Keep what to do; another pack's patch of the layer comes later."""
+        self.change, self.layer = change, layer
+        self.theirs: Patch | None = None
+        self._torchdynamo_disable = True
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        """What ComfyUI calls in place of the layer's attention."""
+        return self.change(self.layer, self.theirs, q, k, v, options)
 
 
 def attention_layers(network: nn.Module) -> list[Layer]:
@@ -67,42 +91,85 @@ def _depth(block: Sequence[nn.Module]) -> int:
     )
 
 
+def size_of(options: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the pictures that a layer works on."""
+    height, width = options["activations_shape"][-2:]
+    return height, width
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Any = None) -> Tensor:
     """ComfyUI's attention, and whatever other packs have put in its place."""
     named = {"attn_precision": options["attn_precision"], "transformer_options": options}
     return optimized_attention(q, k, v, options["n_heads"], mask=mask, **named)
 
 
-class Control:
-    """One prediction's changes of attention.
+class AttentionControl:
+    """What changes a UNet's attention in one run: a patch for each layer, whose state changes.
 
     The source's part may come in the same call of the network as the target's, in an earlier one,
     or too late: ComfyUI groups conditions by what memory allows. Its queries and keys are kept only
     where some of the target is still to come.
 
-    Args:
-        latent: height and width of the latent.
-        target, source: the parts of the batch that are theirs.
     Attributes:
-        kept: bytes of the source's queries and keys that were kept.
+        kept: the most bytes of the source's queries and keys that were kept at a time.
         missed: whether the target came before the source; then its prediction is void.
     """
 
-    def __init__(
-        self,
-        attention: Attention,
-        network: nn.Module,
-        latent: tuple[int, int],
-        target: Sequence[Chunk],
-        source: Chunk | None = None,
-    ) -> None:
-        self.attention, self.layers = attention, attention_layers(network)
-        self.target, self.source = set(target), source
-        sizes = map_sizes(network, *latent) if attention.watched else []
-        self.watched = {watch: watch.size(sizes, min(latent)) for watch in attention.watched}
+    def __init__(self, network: nn.Module) -> None:
+        """Find the layers."""
+        self.network = network
+        self.layers = attention_layers(network)
+        self.attention = Attention()
         self.kept, self.missed = 0, False
+        self._target: set[Chunk] = set()
+        self._source: Chunk | None = None
+        self._keeps = False
+        self._limit = 0
+        self._watched: dict[Watch, tuple[int, int]] = {}
+        self._sizes: dict[tuple[Watch, tuple[int, int]], tuple[int, int]] = {}
         self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
         self._seen: dict[Watch, list[Tensor]] = {}
+        self._patches = {
+            "attn1": {layer: LayerPatch(self.self_attention, layer) for layer in self.layers},
+            "attn2": {layer: LayerPatch(self.cross_attention, layer) for layer in self.layers},
+        }
+
+    def begin(
+        self,
+        attention: Attention,
+        shape: Sequence[int],
+        target: Sequence[Chunk] = (),
+        source: Chunk | None = None,
+        keeps: bool = False,
+        goes_on: bool = False,
+    ) -> None:
+        """Set what the next calls of the network change.
+
+        Args:
+            shape: of the latent.
+            target, source: the parts of a call that are theirs.
+            keeps: whether the source's queries and keys are needed after its call.
+            goes_on: whether those that are kept already are the ones to use.
+        """
+        latent = (shape[-2], shape[-1])
+        self.attention, self._target, self._source = attention, set(target), source
+        self._keeps = keeps or not target
+        self._limit = side(attention.self_limit, min(latent)) if attention.self_limit else 0
+        self.missed = False
+        self._seen = {}
+        self._watched = {watch: self._size(watch, latent) for watch in attention.watched}
+        if not goes_on:
+            self._store = {}
+
+    def end_watching(self) -> None:
+        """What guidance functions ask of the network from here on is changed, but not looked at."""
+        self._watched = {}
+
+    def _size(self, watch: Watch, latent: tuple[int, int]) -> tuple[int, int]:
+        if (watch, latent) not in self._sizes:
+            sizes = map_sizes(self.network, *latent)
+            self._sizes[watch, latent] = watch.size(sizes, min(latent))
+        return self._sizes[watch, latent]
 
     @property
     def seen(self) -> Seen:
@@ -113,10 +180,12 @@ class Control:
         """The options with the patches in them; those given stay as they are."""
         options = create_model_options_clone(model_options)
         replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
-        for name, patch in (("attn1", self.self_attention), ("attn2", self.cross_attention)):
+        for name, patches in self._patches.items():
             theirs = replaced.get(name, {})
-            before = {layer: theirs.get(layer, theirs.get(layer[:2])) for layer in self.layers}
-            replaced[name] = {**theirs, **{k: partial(patch, k, v) for k, v in before.items()}}
+            for layer, patch in patches.items():
+                before = theirs.get(layer, theirs.get(layer[:2]))
+                patch.theirs = None if before is patch else before
+            replaced[name] = {**theirs, **patches}
         return options
 
     def self_attention(
@@ -129,9 +198,12 @@ class Control:
         options: dict[str, Any],
     ) -> Tensor:
         """The target's maps are the source's if its queries and keys are."""
-        target, source = self._parts(q, options)
-        if q.shape[1] <= self.attention.self_limit**2:
-            injection = self._source("attn1", layer, q, k, target, source)
+        size = size_of(options)
+        if self.attention.injects and (self._target or self._source) and min(size) <= self._limit:
+            target, source = self._parts(q, options)
+            if q.shape[1] != size[0] * size[1] and (target or source is not None):
+                raise ValueError(REGROUPED_TOKENS)
+            injection = self._injection("attn1", layer, q, k, target, source)
             if injection is not None and target:
                 q, k = q.clone(), k.clone()
                 for part in target:
@@ -152,12 +224,12 @@ class Control:
         target, source = self._parts(q, options)
         injected = None
         if self.attention.mapper is not None:
-            injection = self._source("attn2", layer, q, k, target, source)
+            injection = self._injection("attn2", layer, q, k, target, source)
             if injection is None and target:
                 return out
             if injection is not None:
                 injected = partial(_product, *injection, options=options)
-        size = tuple(options["activations_shape"][-2:])
+        size = size_of(options)
         for part in target:
             own = partial(_product, q[part], k[part], options=options)
             biased = own
@@ -178,10 +250,10 @@ class Control:
         chunks = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
         rows = len(q) // len(chunks)
         parts = {chunk: slice(i * rows, (i + 1) * rows) for i, chunk in enumerate(chunks)}
-        target = [part for chunk, part in parts.items() if chunk in self.target]
-        return target, parts.get(self.source) if self.source else None
+        target = [part for chunk, part in parts.items() if chunk in self._target]
+        return target, parts.get(self._source) if self._source else None
 
-    def _source(
+    def _injection(
         self,
         kind: str,
         layer: Layer,
@@ -196,20 +268,21 @@ class Control:
             self.missed |= here is None and bool(target)
             return here
         here = q[source], k[source]
-        if len(target) < len(self.target):
+        if self._keeps or len(target) < len(self._target):
             self._store[kind, layer] = here[0].clone(), here[1].clone()
-            self.kept += sum(tensor.numel() * tensor.element_size() for tensor in here)
+            kept = (one for pair in self._store.values() for one in pair)
+            self.kept = max(self.kept, sum(one.numel() * one.element_size() for one in kept))
         return here
 
-    def _bias(self, q: Tensor, k: Tensor, size: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+    def _bias(self, q: Tensor, k: Tensor, size: tuple[int, int], options: dict[str, Any]) -> Tensor:
         """What is added to the scores (B, heads, pixels, tokens) for the painted phrases."""
         heads, width = options["n_heads"], options["dim_head"]
         queries = q.unflatten(-1, (heads, width)).float()
         keys = k.unflatten(-1, (heads, width)).float()
         scores = torch.einsum("bphd,bthd->bhpt", queries, keys) * width**-0.5
         peak = scores.amax(dim=(2, 3))
-        added = sum(painted.scores(peak, *size) for painted in self.attention.painted)
-        assert isinstance(added, Tensor)
+        painted = [w * phrase.scores(peak, size) for phrase, w in self.attention.painted]
+        added = torch.stack(painted).sum(dim=0)
         return added.repeat(1, 1, 1, k.shape[1] // added.shape[3]).to(q.dtype)
 
     def _watch(
@@ -217,16 +290,16 @@ class Control:
         maps: Maps,
         q: Tensor,
         k: Tensor,
-        size: tuple[int, ...],
+        size: tuple[int, int],
         options: dict[str, Any],
         of_source: bool,
     ) -> None:
         """Look at a layer's maps: with values that are 1 at a word's tokens."""
         heads, width = options["n_heads"], options["dim_head"]
-        for watch, watched in self.watched.items():
+        for watch, watched in self._watched.items():
             if watch.source != of_source or size != watched:
                 continue
-            weights = watch.weights.to(q).repeat(k.shape[1] // len(watch.weights), 1)
+            weights = watch.weights.to(q.dtype).repeat(k.shape[1] // len(watch.weights), 1)
             seen = []
             for some in weights.split(width, dim=1):
                 values = q.new_zeros(len(q), len(weights), heads, width)

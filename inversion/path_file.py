@@ -1,10 +1,10 @@
-"""The diffusion path: the latents that lead from noise to one image, and the file they go in."""
+"""A path's file: safetensors, with everything that is no tensor as JSON in its metadata."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .negative_prompt import Proximal
-
-Conditioning = list[list[Any]]
-"""ComfyUI's CONDITIONING: pairs of an embedding (B, tokens, width) and a dict of options."""
-
+from ..core.edit import Edit
+from ..core.path import Conditioning, DiffusionPath
+from ..edits.diffedit import MaskBlend
+from ..edits.null_text import NullText
+from ..edits.proximal import Proximal
 
 FILE_FORMAT = "diffusion_path"
 FILE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionPath:
-    """A source image's way from noise to clean, to be replayed or edited.
-
-    Attributes:
-        sigmas: noise levels (N + 1,), strictly falling.
-        latents: the source latent at each of them (N + 1, B, C, ...), float32, in the scale of a
-            LATENT on a wire. The last one is the image.
-        positive: the source prompt's conditioning.
-        negative: the negative conditioning the path was made with; None at guidance 1.
-        cfg: the guidance scale the path was made with.
-        fingerprint: what a model must have in common with the one that made the path.
-        null_embeddings: in place of the embedding of `negative`, one for each step (N or 1, B or
-            1, tokens, width), with which guidance `cfg` leads back to the image: from null-text
-            or negative-prompt inversion. None if the path has none.
-        proximal: how to tame guidance on this path; None is not at all.
-    """
-
-    sigmas: Tensor
-    latents: Tensor
-    positive: Conditioning
-    negative: Conditioning | None
-    cfg: float
-    fingerprint: dict[str, Any]
-    null_embeddings: Tensor | None = None
-    proximal: Proximal | None = None
-
-    @property
-    def steps(self) -> int:
-        """The number of steps N."""
-        return len(self.sigmas) - 1
-
-    @property
-    def clean(self) -> Tensor:
-        """The image's latent (B, C, ...)."""
-        return self.latents[-1]
-
-    def derivative(self, i: int) -> Tensor:
-        """dx/dsigma of step `i` (B, C, ...), exact for whatever made the path; no network call."""
-        return (self.latents[i + 1] - self.latents[i]) / (self.sigmas[i + 1] - self.sigmas[i])
-
-    def denoised(self, i: int) -> Tensor:
-        """The clean image (B, C, ...) that step `i` was heading for: D = x - sigma * d."""
-        return self.latents[i] - self.sigmas[i] * self.derivative(i)
-
-    def null_embedding(self, i: int) -> Tensor | None:
-        """The embedding (B or 1, tokens, width) that takes the negative's place at step `i`."""
-        if self.null_embeddings is None:
-            return None
-        return self.null_embeddings[min(i, len(self.null_embeddings) - 1)]
-
-    def null_embeddings_from(self, first: int) -> Tensor | None:
-        """The embeddings of the steps from `first` on."""
-        if self.null_embeddings is None or len(self.null_embeddings) == 1:
-            return self.null_embeddings
-        return self.null_embeddings[first:]
 
 
 def save_path(path: DiffusionPath, file: Path) -> None:
@@ -94,10 +36,13 @@ def save_path(path: DiffusionPath, file: Path) -> None:
         "cfg": json.dumps(path.cfg),
         "fingerprint": json.dumps(path.fingerprint),
     }
-    if path.null_embeddings is not None:
-        tensors["null_embeddings"] = path.null_embeddings
-    if path.proximal is not None:
-        metadata["proximal"] = json.dumps(asdict(path.proximal))
+    for edit in path.edits:
+        if isinstance(edit, NullText):
+            tensors["null_embeddings"] = edit.embeddings
+        elif isinstance(edit, Proximal):
+            metadata["proximal"] = json.dumps(asdict(edit))
+        elif isinstance(edit, MaskBlend):
+            tensors["mask"] = edit.mask
     for role in ("positive", "negative"):
         conditioning = getattr(path, role)
         if conditioning is not None:
@@ -169,13 +114,22 @@ def load_path(file: Path) -> DiffusionPath:
             ),
             cfg=float(json.loads(metadata["cfg"])),
             fingerprint=dict(json.loads(metadata["fingerprint"])),
-            null_embeddings=tensors.get("null_embeddings"),
-            proximal=(
-                Proximal(**json.loads(metadata["proximal"])) if "proximal" in metadata else None
-            ),
+            edits=_edits(metadata, tensors),
         )
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file.name} is not a whole path file; save the path again") from None
+
+
+def _edits(metadata: dict[str, str], tensors: dict[str, Tensor]) -> tuple[Edit, ...]:
+    edits: list[Edit] = []
+    if "null_embeddings" in tensors:
+        cfg = float(json.loads(metadata["cfg"]))
+        edits.append(NullText(embeddings=tensors["null_embeddings"], cfg=cfg))
+    if "proximal" in metadata:
+        edits.append(Proximal(**json.loads(metadata["proximal"])))
+    if "mask" in tensors:
+        edits.append(MaskBlend(mask=tensors["mask"]))
+    return tuple(edits)
 
 
 def _unpack_conditioning(

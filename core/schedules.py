@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -84,15 +84,27 @@ def boundaries(sigmas: Tensor, percent_to_sigma: Callable[[float], float]) -> li
     return [*percents, 1.0]
 
 
-def kept_steps(steps: int, fraction: float) -> int:
-    """How many of `steps` lie within the clean `fraction` of a path, as diffusers counts them.
+def window(
+    levels: Sequence[float], start: float, end: float, percent_to_sigma: Callable[[float], float]
+) -> range:
+    """The steps of a path that begin in a part of the model's own schedule, as ComfyUI counts it.
 
-    Rounds down, but forgives floating point: 0.7 of 10 steps is 7.
+    Args:
+        levels: noise levels (N + 1), strictly falling; the last one begins no step.
+        start, end: fractions of the schedule, 0 is its noisy end; the step at `end` is outside.
+        percent_to_sigma: the noise level at a fraction.
     """
-    return int(steps * fraction + 1e-6)
+    first = _begun(levels, start, percent_to_sigma)
+    return range(first, max(first, _begun(levels, end, percent_to_sigma)))
 
 
-def window(steps: int, start: float, end: float) -> range:
-    """The steps i with `start <= i / steps < end`; 0 is the noisiest, 1 the end of the path."""
-    first, last = (math.ceil(steps * fraction - 1e-6) for fraction in (start, end))
-    return range(max(first, 0), min(last, steps))
+def _begun(
+    levels: Sequence[float], fraction: float, percent_to_sigma: Callable[[float], float]
+) -> int:
+    """How many steps of a path begin before a fraction of the schedule."""
+    if fraction <= 0:
+        return 0
+    if fraction >= 1:
+        return len(levels) - 1
+    limit = float(percent_to_sigma(fraction)) * (1 + 1e-5)
+    return sum(level > limit for level in levels[:-1])

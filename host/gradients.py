@@ -6,7 +6,7 @@ alias of the same memory, made outside inference mode, it takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -88,3 +88,16 @@ def _forgetful(forward: Any, *args: Any, **kwargs: Any) -> Any:
     named = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
     compute = partial(forward, **named)
     return checkpoint(compute, *copies, use_reentrant=False, preserve_rng_state=False)
+
+
+def saves_copies(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """A patch that may change its arguments in place, for use on the way to a backward pass."""
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return patch(*args, **kwargs)
+        copies = [arg.clone() if torch.is_tensor(arg) else arg for arg in args]
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+            return patch(*copies, **kwargs)
+
+    return patched

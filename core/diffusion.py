@@ -1,0 +1,71 @@
+"""The vocabulary of the diffusion ODE, in ComfyUI's coordinates.
+
+`sigma` is the noise level, `D(x, sigma, c)` the denoiser's estimate of the clean latent
+("denoised") under condition `c`, and `d = (x - D) / sigma` the derivative. One deterministic DDIM
+step is one Euler step, `x' = x + (sigma' - sigma) * d`, whatever the model predicts; only how
+signal and noise mix differs between the families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Progress = Callable[[int, Tensor, Tensor], None]
+"""Called after each step with its index, the denoised latent and the latent reached."""
+
+
+def no_progress(step: int, denoised: Tensor, x: Tensor) -> None:
+    """The `Progress` of a caller who does not want any."""
+
+
+def as_it_is(latent: Tensor) -> Tensor:
+    """The latent itself."""
+    return latent
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How clean latent and noise mix: `x = signal(sigma) * x0 + sigma * noise_scale * noise`.
+
+    Attributes:
+        flow: True for rectified-flow models (SD3, Flux: signal = 1 - sigma); False for the
+            variance-exploding coordinates of EPS and V models (SD1.x, SD2.x, SDXL: signal = 1).
+        sigma_data: standard deviation of the clean latents that an EPS or V model divides by.
+        noise_scale: standard deviation of the noise at level 1; 8 for HiDream-O1, 1 for others.
+    """
+
+    flow: bool = False
+    sigma_data: float = 1.0
+    noise_scale: float = 1.0
+
+    def signal(self, sigma: float) -> float:
+        """The factor of the clean latent at `sigma`."""
+        return 1.0 - sigma if self.flow else 1.0
+
+    def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """The clean latent `x0` with `noise` of unit variance, at `sigma`."""
+        return self.signal(sigma) * x0 + sigma * self.noise_scale * noise
+
+    def noise(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
+        """The noise that `x` holds if `denoised` is its clean latent, of variance noise_scale^2.
+
+        sigma > 0.
+        """
+        return (x - self.signal(sigma) * denoised) / sigma
+
+    def rescale(self, x: Tensor, sigma: float, new_sigma: float) -> Tensor:
+        """The latent that looks to the network at `new_sigma` as `x` does at `sigma`.
+
+        EPS and V models divide their input by sqrt(sigma^2 + sigma_data^2); flow models do not.
+        """
+        if self.flow:
+            return x
+        return x * ((new_sigma**2 + self.sigma_data**2) / (sigma**2 + self.sigma_data**2)) ** 0.5
+
+
+def derivative(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
+    """dx/dsigma = (x - D) / sigma: the predicted noise of EPS and V models, a flow's velocity."""
+    return (x - denoised) / sigma

@@ -1,0 +1,186 @@
+"""What an edit is: a frozen description that changes some of the things a step has."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from .denoiser import Condition, Denoiser, Patch, Query, Seen
+from .path import DiffusionPath, Source
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One step of the edited path, as edits see it.
+
+    Attributes:
+        source: the path, read in the model's own scale.
+        denoiser: the model: to mix conditions, to guide.
+        x: the edited latent before the step (B, C, ...).
+        sigma, sigma_next: the noise levels before and after it.
+        condition, negative: the target's, before any edit of them.
+        cfg: the target's guidance scale.
+        answers: what the queries of all edits were answered (B, C, ...).
+        cond, uncond: the target's estimates before any edit of them; None before there are any.
+        seen: what patches have looked at, summed over the steps so far.
+    """
+
+    source: Source
+    denoiser: Denoiser
+    x: Tensor
+    sigma: float
+    sigma_next: float
+    condition: Condition = None
+    negative: Condition = None
+    cfg: float = 1.0
+    answers: Mapping[Query, Tensor] = field(default_factory=dict)
+    cond: Tensor | None = None
+    uncond: Tensor | None = None
+    seen: Seen = field(default_factory=dict)
+
+    def at(self, x: Tensor, sigma: float, sigma_next: float) -> Step:
+        """The step from `x` at one noise level to another; what was seen so far stays."""
+        moved = replace(self, x=x, sigma=sigma, sigma_next=sigma_next)
+        return replace(moved, answers={}, cond=None, uncond=None)
+
+    @property
+    def index(self) -> int:
+        """The number of the source's step that begins here, or that we are in."""
+        return self.source.index(self.sigma)
+
+    @property
+    def before(self) -> Tensor:
+        """The source's latent before the step (B, C, ...)."""
+        return self.source.at(self.sigma)
+
+    @property
+    def after(self) -> Tensor:
+        """The source's latent after the step (B, C, ...)."""
+        return self.source.at(self.sigma_next)
+
+    @property
+    def derivative(self) -> Tensor:
+        """The source's dx/dsigma over the step (B, C, ...); no network call."""
+        return (self.after - self.before) / (self.sigma_next - self.sigma)
+
+    def source_query(self) -> Query:
+        """The source at its own latent, at guidance 1."""
+        return Query(self.before, self.source.condition, is_source=True)
+
+
+class Need(enum.Flag):
+    """What an edit cannot do without; it is checked before anything is sampled."""
+
+    PATH = enum.auto()
+    """The source's latents, so that it cannot work while a path is recorded."""
+    PROMPT = enum.auto()
+    """The source's prompts."""
+    ATTENTION = enum.auto()
+    """A network whose cross-attention can be changed."""
+
+
+class Edit:
+    """Override only the hooks that the technique needs. Subclasses are frozen dataclasses.
+
+    Attributes:
+        hint: which knob to turn when the edit has changed almost nothing.
+        needs: what it cannot do without.
+    """
+
+    hint: ClassVar[str] = ""
+    needs: ClassVar[Need] = Need.PATH
+
+    @property
+    def prompts(self) -> tuple[Any, Any]:
+        """The source's and the target's prompt, if it counts their tokens; else None."""
+        return None, None
+
+    @property
+    def masks(self) -> Sequence[Tensor]:
+        """The masks (masks, height, width) that must fit the picture."""
+        return ()
+
+    def check(self, path: DiffusionPath) -> None:
+        """Raise ValueError, in one sentence, if this edit cannot work on `path`."""
+
+    def steps(self, source: Source) -> range:
+        """The steps of the path that this edit touches."""
+        return range(len(source.levels) - 1)
+
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        """The edit with what it needs on the device, made once per walk.
+
+        Args:
+            device, dtype: of the network's activations.
+        """
+        return self
+
+    def replaces(self, step: Step) -> bool:
+        """Whether `prediction` reads nothing of what the target predicts at this step, which then
+        need not be predicted."""
+        return False
+
+    def queries(self, step: Step) -> Sequence[Query]:
+        """What to ask beyond the target's prediction; each costs a network evaluation."""
+        return ()
+
+    def condition(self, step: Step, condition: Condition) -> Condition:
+        """The condition to predict under, in place of `condition`."""
+        return condition
+
+    def negative(self, step: Step, negative: Condition) -> Condition:
+        """The negative condition, in place of `negative`."""
+        return negative
+
+    def patch(self, step: Step, patch: Patch) -> Patch:
+        """What to change inside the network of the target's prediction, in place of `patch`."""
+        return patch
+
+    def guidance(self, step: Step, cond: Tensor, uncond: Tensor | None) -> tuple[Tensor, Any]:
+        """The two estimates (B, C, ...) to guide with; the second is None at guidance 1."""
+        return cond, uncond
+
+    def prediction(self, step: Step, d: Tensor) -> Tensor:
+        """The derivative to follow, in place of the guided one `d` (B, C, ...)."""
+        return d
+
+    def latent(self, step: Step, x: Tensor) -> Tensor:
+        """The latent to go on with, in place of `x` (B, C, ...), which the step has reached."""
+        return x
+
+    def changes(self, step: Step) -> Tensor | None:
+        """Where this edit lets the image change (B or 1, 1, ...), 0 to 1; None is everywhere."""
+        return None
+
+
+Edits = tuple[Edit, ...]
+"""A chain of edits: applied in order, never changed in place."""
+
+
+def overrides(edit: Edit, hook: str) -> bool:
+    """Whether an edit does something at a hook."""
+    return getattr(type(edit), hook) is not getattr(Edit, hook)
+
+
+def check_mask(mask: Tensor, path: DiffusionPath) -> None:
+    """Raise if a mask (masks, height, width) is not one for each image, or of other proportions."""
+    masks, (height, width) = len(mask), mask.shape[-2:]
+    batch, (rows, columns) = path.latents.shape[1], path.latents.shape[-2:]
+    if not mask.numel():
+        raise ValueError(
+            f"the mask is {width} x {height}, {masks} of them, and so has no pixel; "
+            "connect a mask of the picture's size"
+        )
+    if masks not in (1, batch):
+        raise ValueError(f"the mask holds {masks} masks for {batch} images; give 1 or {batch}")
+    if abs(height * columns - width * rows) > max(height, width):
+        raise ValueError(
+            f"the mask is {width} x {height}, which has not the proportions of the path's "
+            f"{columns} x {rows} latent; make the mask from the same picture"
+        )

@@ -1,0 +1,45 @@
+"""Null-text embeddings (Mokady et al., CVPR 2023, arXiv 2211.09794) as an edit of the negative.
+
+`inversion/null_text.py` finds them; negative-prompt inversion takes the source prompt's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ..core.denoiser import Condition
+from ..core.edit import Edit, Need, Step
+from ..core.path import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullText(Edit):
+    """Give the negative another embedding, in all its parts.
+
+    Attributes:
+        embeddings: one for each step of the path (N or 1, B or 1, tokens, width).
+        cfg: the guidance with which they lead back to the source; 1 is any.
+    """
+
+    needs: ClassVar[Need] = Need.PATH
+
+    embeddings: Tensor
+    cfg: float = 1.0
+
+    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        return replace(self, embeddings=self.embeddings.to(device, torch.float32))
+
+    def negative(self, step: Step, negative: Condition) -> Condition:
+        number = min(step.index, len(self.embeddings) - 1)
+        return step.denoiser.with_embedding(negative, self.embeddings[number])
+
+    def after(self, first: int) -> NullText:
+        """The embeddings of the steps from `first` on."""
+        if len(self.embeddings) == 1:
+            return self
+        return replace(self, embeddings=self.embeddings[first:])

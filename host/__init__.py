@@ -1,0 +1,1 @@
+"""ComfyUI's side: all that imports ComfyUI and is no node."""

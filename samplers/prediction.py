@@ -1,0 +1,58 @@
+"""What a step of the edited path predicts: everything that edits ask, guide and change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Query, distinct
+from ..core.diffusion import derivative
+from ..core.edit import Edits, Step, overrides
+
+WATCHING = ("queries", "patch")
+"""The hooks of edits that read a prediction, whatever becomes of it."""
+
+
+def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
+    """The denoised estimate (B, C, ...) that a step follows, and the step with its answers.
+
+    Edits are asked in their order at each hook.
+    """
+    if _is_replaced(step, edits):
+        return _denoised(step, torch.zeros_like(step.x), edits), step
+    condition, negative, patch = step.condition, step.negative, None
+    for edit in edits:
+        condition = edit.condition(step, condition)
+        negative = edit.negative(step, negative)
+        patch = edit.patch(step, patch)
+
+    target, unguided = Query(step.x, condition, patch), Query(step.x, negative)
+    asked = [target, unguided] if step.denoiser.guides(step.cfg) else [target]
+    asked = distinct([*asked, *(query for edit in edits for query in edit.queries(step))])
+    answers, seen = step.denoiser.predict(asked, step.sigma)
+    known = dict(zip(asked, answers, strict=True))
+    cond, uncond = known[target], known.get(unguided)
+    total = {key: step.seen.get(key, 0) + maps for key, maps in seen.items()}
+    seen = {**step.seen, **total}
+    step = replace(step, answers=known, cond=cond, uncond=uncond, seen=seen)
+
+    for edit in edits:
+        cond, uncond = edit.guidance(step, cond, uncond)
+    guided = step.denoiser.guide(cond, uncond, step.cfg, target, negative, step.sigma)
+    return _denoised(step, derivative(step.x, guided, step.sigma), edits), step
+
+
+def _denoised(step: Step, d: Tensor, edits: Edits) -> Tensor:
+    """The estimate that the edited derivative means."""
+    for edit in edits:
+        d = edit.prediction(step, d)
+    return step.x - step.sigma * d
+
+
+def _is_replaced(step: Step, edits: Edits) -> bool:
+    """Whether an edit throws away what is predicted, and none before or after it reads it."""
+    if any(overrides(edit, hook) for edit in edits for hook in WATCHING):
+        return False
+    return any(edit.replaces(step) for edit in edits)
