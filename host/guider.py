@@ -286,7 +286,7 @@ class PathSampler(comfy.samplers.Sampler):
         """Called by the guider with the model loaded."""
         if not isinstance(model_wrap, PathGuider):
             raise ValueError(
-                "Diffusion Path Sampler Object: the guider holds no path; connect the guider of "
+                "Path Sampler: the guider holds no path; connect the guider of "
                 "Diffusion Path Guider."
             )
         guider, denoiser = model_wrap, model_wrap.denoiser

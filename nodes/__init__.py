@@ -8,6 +8,7 @@ from .attention_maps import AttentionMaps
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
+from .guider import Guider, PathSampler
 from .local_blend import LocalBlend
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
 from .null_text import NegativePromptInversion, NullTextInversion
@@ -37,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     PaintWithWords,
     AttentionMaps,
     Sampler,
+    Guider,
+    PathSampler,
     SavePath,
     LoadPath,
     PathPreview,

@@ -94,7 +94,7 @@ def check_window(start: float, end: float, names: tuple[str, str] = ("start", "e
         )
 
 
-def seed_input(tooltip: str, advanced: bool | None = None) -> io.Input:
+def seed_input(tooltip: str, advanced: bool | None = None, optional: bool = False) -> io.Input:
     """The seed of a node's random numbers."""
     return io.Int.Input(
         "seed",
@@ -104,6 +104,7 @@ def seed_input(tooltip: str, advanced: bool | None = None) -> io.Input:
         control_after_generate=io.ControlAfterGenerate.fixed,
         tooltip=tooltip,
         advanced=advanced,
+        optional=optional,
     )
 
 

@@ -1,0 +1,146 @@
+"""A path and its edits as ComfyUI's GUIDER, and the path's own steps as its SAMPLER."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.path import DiffusionPath
+from ..host import guider as host
+from .sampler import guider_for, on_wire
+from .support import (
+    CATEGORY,
+    Path,
+    PathEdits,
+    cfg_input,
+    check_numbers,
+    fraction_input,
+    names_itself,
+    seed_input,
+)
+
+
+class PathNoise:
+    """A NOISE with which ComfyUI's samplers begin at a path's own latent."""
+
+    def __init__(self, model: ModelPatcher, path: DiffusionPath, first: int, seed: int) -> None:
+        """Keep where on the path to begin, and the seed of samplers that draw noise."""
+        self.model, self.path, self.first, self.seed = model, path, first, seed
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """The noise (B, C, ...) that ComfyUI's samplers make that latent of."""
+        model = self.model.model
+        image = input_latent["samples"].float().cpu()
+        image = model.process_latent_in(image) if image.any() else image
+        wanted = model.process_latent_in(self.path.latents[self.first])
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = self.path.sigmas[self.first :]
+        wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling))
+        pure = comfy.samplers.Sampler().max_denoise(wrap, sigmas)
+
+        def scaled(noise: Tensor) -> Tensor:  # affine in the noise, whatever the model
+            return sampling.noise_scaling(sigmas[0], noise, image, pure)
+
+        nothing = torch.zeros_like(wanted)
+        return (wanted - scaled(nothing)) / (scaled(nothing + 1) - scaled(nothing))
+
+
+class Guider(io.ComfyNode):
+    """A path with its edits, for ComfyUI's own samplers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_Guider",
+            display_name="Diffusion Path Guider",
+            category=f"{CATEGORY}/custom sampling",
+            description="A path and its edits for SamplerCustomAdvanced, so that any of ComfyUI's "
+            "samplers can walk it. Connect all four outputs there, and choose a sampler.",
+            search_aliases=["guider", "custom sampler", "SamplerCustomAdvanced", "dpmpp", "edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
+                Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt that describes the result, not the change."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What the result should not show. A path from Null-Text or "
+                    "Negative-Prompt Inversion has its own, which goes first.",
+                ),
+                cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
+                fraction_input(
+                    "start",
+                    0.0,
+                    "Skip this much of the path at its noisy end: higher keeps more of the "
+                    "source's composition.",
+                    optional=True,
+                ),
+                seed_input(
+                    "For samplers that draw noise of their own, such as euler_ancestral.",
+                    optional=True,
+                ),
+                PathEdits.Input(
+                    "edits", optional=True, tooltip="The chain of edits, from any edit node."
+                ),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
+                io.Noise.Output(
+                    display_name="noise",
+                    tooltip="The path's own noise: with it the sampler begins where the path does.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The path's own noise levels. Others of the same model will do, if "
+                    "they begin no higher.",
+                ),
+                io.Latent.Output(
+                    display_name="latent_image", tooltip="The source image, to begin with."
+                ),
+            ],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, path, positive, negative, cfg, start=0.0, seed=0, edits=()
+    ) -> io.NodeOutput:
+        guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
+        noise = PathNoise(model, path, first, seed)
+        return io.NodeOutput(guider, noise, path.sigmas[first:], on_wire(path.clean))
+
+
+class PathSampler(io.ComfyNode):
+    """The Diffusion Path Sampler's own steps, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_PathSampler",
+            display_name="Path Sampler",
+            category=f"{CATEGORY}/custom sampling",
+            description="Takes the steps that the Diffusion Path Sampler takes, DDIM's, with a "
+            "Diffusion Path Guider in SamplerCustomAdvanced. Its edits act on each latent itself.",
+            search_aliases=["ddim", "sampler select", "custom sampler", "eta"],
+            inputs=[
+                fraction_input(
+                    "eta", 0.0, "Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM."
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")
+            ],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, eta) -> io.NodeOutput:
+        check_numbers(eta=eta)
+        return io.NodeOutput(host.PathSampler(eta=eta))
