@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,12 +17,14 @@ def conditioning(width: int, tokens: int = 77, pooled: int | None = None, seed: 
 
 
 def fill(network: torch.nn.Module, seed: int) -> None:
-    """Random weights that keep activations in bounds."""
+    """Random weights that keep activations in bounds, also where ComfyUI leaves memory as it is."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
             scale = 0.5 / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        for buffer in network.buffers():  # SD3's places
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.5)
 
 
 def patcher(
@@ -127,3 +129,234 @@ def sd3(seed: int = 0) -> Any:
         },
     }
     return patcher(comfy.supported_models.SD3, config, seed)
+
+
+def attentive(model: Any, gain: float = 5.0) -> Any:
+    """The model, of whose blocks the attention makes up more, so that no layer goes unnoticed."""
+    with torch.no_grad():
+        for name, parameter in model.model.diffusion_model.named_parameters():
+            if name.endswith((".attn1.to_out.0.weight", ".attn2.to_out.0.weight")):
+                parameter.mul_(gain)
+            elif name.endswith(".proj_out.weight"):
+                parameter.mul_(gain)
+    return model
+
+
+def sd15_deep(seed: int = 0) -> Any:
+    """As `sd15`, with two layers of attention a transformer and two transformers a level."""
+    import comfy.supported_models
+
+    config = UNET | {
+        "context_dim": 16,
+        "num_res_blocks": [2, 2],
+        "transformer_depth": [2, 2, 2, 2],
+        "transformer_depth_output": [2, 2, 2, 2, 2, 2],
+        "transformer_depth_middle": 2,
+    }
+    return attentive(patcher(comfy.supported_models.SD15, config, seed))
+
+
+def sdxl_deep(seed: int = 0) -> Any:
+    """As `sdxl`, its attention numbered as SDXL's is: 70 layers, up to 10 in one transformer."""
+    import comfy.supported_models
+
+    config = UNET | {
+        "context_dim": 16,
+        "num_classes": "sequential",
+        "adm_in_channels": 2816,
+        "use_linear_in_transformer": True,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 1, 1],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+    }
+    return attentive(patcher(comfy.supported_models.SDXL, config, seed))
+
+
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 24,
+    "context_in_dim": 32,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "qkv_bias": True,
+    "txt_ids_dims": [],
+}
+
+
+def flux_dev(seed: int = 0) -> Any:
+    """Flux dev: a flow distilled to take guidance as an input, text 32 wide, pooled 24."""
+    import comfy.supported_models
+
+    return patcher(comfy.supported_models.Flux, FLUX | {"guidance_embed": True}, seed)
+
+
+def flux_schnell(seed: int = 0) -> Any:
+    """Flux schnell: a flow without an input for guidance, text 32 wide, pooled 24."""
+    import comfy.supported_models
+
+    return patcher(comfy.supported_models.FluxSchnell, FLUX | {"guidance_embed": False}, seed)
+
+
+def chroma(seed: int = 0) -> Any:
+    """Chroma: Flux's blocks under real guidance, text 32 wide, no pooled vector."""
+    import comfy.supported_models
+
+    config = FLUX | {
+        "image_model": "chroma",
+        "in_channels": 64,
+        "out_channels": 64,
+        "vec_in_dim": 0,
+        "in_dim": 64,
+        "out_dim": 64,
+        "hidden_dim": 64,
+        "n_layers": 2,
+    }
+    return patcher(comfy.supported_models.Chroma, config, seed)
+
+
+def qwen_image(seed: int = 0) -> Any:
+    """Qwen-Image: a flow whose pictures are videos of one frame (B, 16, 1, H, W), text 48 wide."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "qwen_image",
+        "in_channels": 64,
+        "out_channels": 16,
+        "num_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "axes_dims_rope": (8, 12, 12),
+    }
+    return patcher(comfy.supported_models.QwenImage, config, seed)
+
+
+def wan(seed: int = 0) -> Any:
+    """Wan 2.1, text to video: a flow of latents (B, 16, T, H, W), text 40 wide."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "wan2.1",
+        "model_type": "t2v",
+        "dim": 64,
+        "ffn_dim": 128,
+        "freq_dim": 32,
+        "text_dim": 40,
+        "num_heads": 2,
+        "num_layers": 2,
+    }
+    return patcher(comfy.supported_models.WAN21_T2V, config, seed)
+
+
+LUMINA2 = {
+    "image_model": "lumina2",
+    "in_channels": 16,
+    "patch_size": 2,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "dim": 64,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 1.0,
+    "qk_norm": True,
+    "cap_feat_dim": 40,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [64, 64, 64],
+}
+
+
+def lumina2(seed: int = 0) -> Any:
+    """Lumina 2: a flow of 16 channels, text 40 wide."""
+    import comfy.supported_models
+
+    return patcher(comfy.supported_models.Lumina2, LUMINA2, seed)
+
+
+def z_image(seed: int = 0) -> Any:
+    """Z-Image: Lumina 2's network with Z-Image's modulation, and text padded to 32 tokens."""
+    import comfy.supported_models
+
+    config = LUMINA2 | {
+        "dim": 256,
+        "n_heads": 8,
+        "n_kv_heads": 8,
+        "z_image_modulation": True,
+        "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    }
+    return patcher(comfy.supported_models.ZImage, config, seed)
+
+
+class Shape(NamedTuple):
+    """What a tiny model reads and makes.
+
+    Attributes:
+        width: of its text.
+        pooled: width of the pooled vector; None if it reads none.
+        channels: of its latents.
+        frames: of its latents; None if they have no such dimension.
+        guidance: what `FluxGuidance` sets, for models that read it.
+    """
+
+    width: int
+    pooled: int | None = None
+    channels: int = 4
+    frames: int | None = None
+    guidance: float | None = None
+
+
+SHAPES = {
+    "sd15": Shape(16),
+    "sd15_deep": Shape(16),
+    "sd2_v": Shape(24),
+    "sdxl": Shape(16, 1280),
+    "sdxl_deep": Shape(16, 1280),
+    "sd3": Shape(32, 2048, 16),
+    "flux_dev": Shape(32, 24, 16, guidance=3.5),
+    "flux_schnell": Shape(32, 24, 16),
+    "chroma": Shape(32, None, 16),
+    "qwen_image": Shape(48, None, 16, frames=1),
+    "wan": Shape(40, None, 16, frames=3),
+    "lumina2": Shape(40, None, 16),
+    "z_image": Shape(40, None, 16),
+}
+"""Every model of this file, by the name of its function."""
+
+
+def prompt(name: str, seed: int = 0, tokens: int | None = None) -> list:
+    """A CONDITIONING of the width and with the options that the model `name` reads.
+
+    By default it has 77 tokens, or for models that read a prompt as long as it is, 10 and more.
+    """
+    shape = SHAPES[name]
+    if tokens is None:
+        whole = shape.channels == 4 or name == "sd3"
+        tokens = 77 if whole else 10 + 3 * seed
+    ((embedding, options),) = conditioning(shape.width, tokens, shape.pooled, seed)
+    if name in ("qwen_image", "lumina2", "z_image"):
+        options["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64)
+    if shape.guidance is not None:
+        options["guidance"] = shape.guidance
+    return [[embedding, options]]
+
+
+def picture(
+    name: str, batch: int = 1, height: int = 8, width: int = 12, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """A random LATENT of the shape that the model `name` works on."""
+    shape = SHAPES[name]
+    generator = torch.Generator().manual_seed(seed)
+    frames = () if shape.frames is None else (shape.frames,)
+    size = (batch, shape.channels, *frames, height, width)
+    return {"samples": torch.randn(size, generator=generator)}
