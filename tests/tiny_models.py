@@ -135,9 +135,7 @@ def attentive(model: Any, gain: float = 5.0) -> Any:
     """The model, of whose blocks the attention makes up more, so that no layer goes unnoticed."""
     with torch.no_grad():
         for name, parameter in model.model.diffusion_model.named_parameters():
-            if name.endswith((".attn1.to_out.0.weight", ".attn2.to_out.0.weight")):
-                parameter.mul_(gain)
-            elif name.endswith(".proj_out.weight"):
+            if name.endswith((".to_out.0.weight", ".proj_out.weight")):
                 parameter.mul_(gain)
     return model
 

@@ -42,7 +42,7 @@ def test_each_layer_of_attention_reaches_the_picture(comfy: Path, name: str):
     network = model.model.diffusion_model
     layers = [part for part in network.modules() if isinstance(part, BasicTransformerBlock)]
     assert len(layers) == {"sd15_deep": 2 * (4 + 1 + 6), "sdxl_deep": 70}[name]
-    ((text, options),) = tiny_models.prompt(name)
+    ((text, _),) = tiny_models.prompt(name)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
     y = torch.zeros(1, 2816) if name == "sdxl_deep" else None
     with torch.inference_mode():
