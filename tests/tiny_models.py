@@ -76,13 +76,13 @@ def sd15(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     return patcher(comfy.supported_models.SD15, UNET | {"context_dim": 16}, seed, dtype)
 
 
-def controlnet(seed: int = 0) -> Any:
-    """A CONTROL_NET for `sd15`."""
+def controlnet(seed: int = 0, **like: Any) -> Any:
+    """A CONTROL_NET for `sd15`, or for a UNet that has a configuration like it."""
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.model_management
 
-    config = UNET | {"context_dim": 16, "hint_channels": 3}
+    config = UNET | {"context_dim": 16, "hint_channels": 3} | like
     del config["out_channels"], config["transformer_depth_output"]
     network = comfy.cldm.cldm.ControlNet(**config).eval()
     fill(network, seed)
