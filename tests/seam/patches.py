@@ -170,11 +170,9 @@ SAMPLING = "model_advanced"
 ANY: dict[str, Patch] = {
     "none": lambda model: model,
     "APG": extra("apg", "APG", 0.5, 5.0, 0.5),
-    "APG without momentum": extra("apg", "APG", 1.0, 5.0, 0.0),
     "RescaleCFG": extra(SAMPLING, "RescaleCFG", 0.7),
     "CFGZeroStar": extra("cfg", "CFGZeroStar"),
     "CFGNorm": extra("cfg", "CFGNorm", 1.0),
-    "CFGNorm before": extra("cfg", "CFGNorm", 1.0, True),
     "NAGuidance": extra("nag", "NAGuidance", 5.0, 0.5, 1.5),
     "TCFG": extra("tcfg", "TCFG"),
     "Mahiro": extra("mahiro", "Mahiro"),
@@ -195,12 +193,10 @@ UNET: dict[str, Patch] = ANY | {
     "Deep Shrink": extra(
         "model_downscale", "PatchModelAddDownscale", 1, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"
     ),
-    "sampling eps": extra(SAMPLING, "ModelSamplingDiscrete", "eps", False),
     "sampling v, zero SNR": extra(SAMPLING, "ModelSamplingDiscrete", "v_prediction", True),
     "sampling lcm": extra(SAMPLING, "ModelSamplingDiscrete", "lcm", False),
     "sampling x0": extra(SAMPLING, "ModelSamplingDiscrete", "x0", False),
     "sampling EDM": extra(SAMPLING, "ModelSamplingContinuousEDM", "edm", 80.0, 0.002),
-    "sampling EDM v": extra(SAMPLING, "ModelSamplingContinuousEDM", "v_prediction", 80.0, 0.002),
     "TorchCompileModel": compiled,
     "IPAdapter's form": image_prompt,
     "InstantID's form": face_prompt,
