@@ -41,14 +41,20 @@ class Setting:
             PATHS[self.key] = self.invert()
         return PATHS[self.key]
 
+    def along(self, path: Any) -> Setting:
+        """On a path that was made elsewhere."""
+        other = replace(self)
+        other.__dict__["path"] = path
+        return other
+
     def invert(self, **inputs: Any) -> Any:
-        inputs |= {"positive": self.source, "latent_image": self.picture, "steps": STEPS}
-        return results("DDIMInversion", model=self.model, **inputs)[0]
+        given = {"positive": self.source, "latent_image": self.picture, "steps": STEPS}
+        return results("DDIMInversion", model=self.model, **(given | inputs))[0]
 
     def record(self, **inputs: Any) -> Any:
-        inputs |= {"positive": self.source, "negative": self.negative, "steps": STEPS}
-        size = {"samples": torch.zeros_like(self.picture["samples"])}
-        return results("RecordPath", model=self.model, latent_image=size, **inputs)[0]
+        given = {"positive": self.source, "negative": self.negative, "steps": STEPS}
+        given["latent_image"] = {"samples": torch.zeros_like(self.picture["samples"])}
+        return results("RecordPath", model=self.model, **(given | inputs))[0]
 
     def sample(self, path: Any, edits: tuple = (), cfg: float = 5.0, **inputs: Any) -> Tensor:
         given = {"model": self.model, "path": path, "cfg": cfg, "edits": edits}
