@@ -28,6 +28,7 @@ lint: setup  ## style and types
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+	@$(VENV)/bin/lint-imports
 
 format: setup  ## let ruff lay out the code and fix what it can
 	@$(RUN) ruff check --fix .

@@ -21,7 +21,7 @@ def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
     Edits are asked in their order at each hook.
     """
     if _is_replaced(step, edits):
-        return _denoised(step, torch.zeros_like(step.x), edits), step
+        return _follow(step, torch.zeros_like(step.x), edits), step
     condition, negative, patch = step.condition, step.negative, None
     for edit in edits:
         condition = edit.condition(step, condition)
@@ -41,14 +41,15 @@ def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
     for edit in edits:
         cond, uncond = edit.guidance(step, cond, uncond)
     guided = step.denoiser.guide(cond, uncond, step.cfg, target, negative, step.sigma)
-    return _denoised(step, derivative(step.x, guided, step.sigma), edits), step
+    return _follow(step, guided, edits), step
 
 
-def _denoised(step: Step, d: Tensor, edits: Edits) -> Tensor:
-    """The estimate that the edited derivative means."""
+def _follow(step: Step, guided: Tensor, edits: Edits) -> Tensor:
+    """The estimate that the edited derivative means; that under guidance if none is edited."""
+    d = predicted = derivative(step.x, guided, step.sigma)
     for edit in edits:
         d = edit.prediction(step, d)
-    return step.x - step.sigma * d
+    return guided if d is predicted else step.x - step.sigma * d
 
 
 def _is_replaced(step: Step, edits: Edits) -> bool:
