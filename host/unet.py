@@ -45,11 +45,12 @@ class LayerPatch:
         """Keep what to do; another pack's patch of the layer comes later."""
         self.change, self.layer = change, layer
         self.theirs: Patch | None = None
-        self._torchdynamo_disable = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """What ComfyUI calls in place of the layer's attention."""
         return self.change(self.layer, self.theirs, q, k, v, options)
+
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def attention_layers(network: nn.Module) -> list[Layer]:
