@@ -2,17 +2,19 @@
 
 A cross-attention map has one column for each token, special tokens included. Hertz et al. (ICLR
 2023, arXiv 2208.01626) give the target's columns the source's maps: word by word where both
-prompts have as many words (`replace`), or where their tokens agree (`refine`).
+prompts have as many words (`replace`), or where their tokens agree (`refine`). `automatic` does
+both at once: equal words belong together, and so do the words that take the place of others.
 """
 
 from __future__ import annotations
 
 import difflib
 import enum
+import itertools
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from textwrap import shorten
 
 import torch
@@ -28,6 +30,19 @@ class Special(enum.Enum):
 
 
 START, END, PAD = Special.START, Special.END, Special.PAD
+
+_SMALL_WORDS = """
+a an the this that its his her their of in on at by to for from with without and or under over near
+behind beside between above below into onto through around inside against wearing holding
+ein eine einer eines einem einen der die das dem den des und oder mit ohne auf im am an zu zum zur
+von vom vor bei aus unter über neben hinter zwischen
+un une le la les l du de d des et ou avec sans sur sous dans à au aux en devant derrière
+el los las una unos unas del y o con sin sobre bajo por para junto al
+um uma os da do e com sem no na em il lo gli uno di della nel nella su sul sulla
+"""
+"""Articles, prepositions and the like of six languages. They divide a run of words into phrases."""
+
+Words = tuple["Word", ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,10 @@ class Prompt:
     tokens: tuple[Hashable, ...]
     words: tuple[Word, ...]
     embedding: Tensor
+
+    def spelling(self, word: Word) -> tuple[Hashable, ...]:
+        """The tokens of a word."""
+        return tuple(self.tokens[column] for column in word.tokens)
 
     def columns(self, words: str | Sequence[str]) -> tuple[int, ...]:
         """The columns of every occurrence of a word or phrase, or of each of several.
@@ -142,12 +161,7 @@ def replace(pair: PromptPair) -> Alignment:
             f"the target {len(target)}; use refine"
         )
     mapper = _special_tokens(pair)
-    for old, new in zip(source, target, strict=True):
-        if len(old.tokens) == len(new.tokens):
-            mapper[old.tokens, new.tokens] = 1
-        else:
-            for column in new.tokens:
-                mapper[old.tokens, column] = 1 / len(new.tokens)
+    _hand_over(mapper, source, target)
     return _alignment(mapper)
 
 
@@ -163,27 +177,150 @@ def refine(pair: PromptPair) -> Alignment:
     return _alignment(mapper)
 
 
-def automatic(pair: PromptPair) -> tuple[str, Alignment]:
-    """ "replace" where the numbers of words allow it, else "refine", and its alignment."""
-    if len(pair.source.words) == len(pair.target.words):
-        return "replace", replace(pair)
-    return "refine", refine(pair)
+def automatic(pair: PromptPair) -> Alignment:
+    """Word to equal word, and old words to the new ones in their place, as `changes` finds them.
+
+    It is `replace` where words only took each other's place, and `refine` where words were only
+    added or only taken out. (There `refine` can also match a token inside of another word.)
+    """
+    mapper = _special_tokens(pair)
+    for old, new in changes(pair):
+        if old and new:
+            _hand_over(mapper, old, new)
+    return _alignment(mapper)
 
 
-def needleman_wunsch(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple[int, int]]:
+def changes(pair: PromptPair) -> list[tuple[Words, Words]]:
+    """What becomes of which words: all words of both prompts, in order, as (old, new).
+
+    Without new words the old ones are gone; without old words the new ones are new. Otherwise they
+    belong together, and if one side has more words, as a phrase.
+
+    The alignment is that of Needleman and Wunsch with other scores: an equal word counts 10, a word
+    in the place of another 3, one without a partner 0. So an equal word outweighs three in the
+    place of others, but not four. Of alignments as good it is one with the fewest small words among
+    the equal ones. The runs between these are divided by `_run`.
+    """
+    source, target = pair.source, pair.target
+    small = {source.spelling(word) for word in source.words if _is_small(word)}
+    one = 1 + len(source.words)
+    matched = needleman_wunsch(
+        [source.spelling(word) for word in source.words],
+        [target.spelling(word) for word in target.words],
+        match=lambda word: 10 * one + (word not in small),
+        mismatch=3 * one,
+    )
+    found: list[tuple[Words, Words]] = []
+    i = j = 0
+    for old, new in matched:
+        found += _run(source.words[i:old], target.words[j:new])
+        found.append(((source.words[old],), (target.words[new],)))
+        i, j = old + 1, new + 1
+    return found + _run(source.words[i:], target.words[j:])
+
+
+def _run(old: Words, new: Words) -> list[tuple[Words, Words]]:
+    """`changes` for a run of words and the run in its place, which have no word in common.
+
+    Runs of as many words belong together word by word. Others are divided into small words and the
+    phrases between them. From the front, and then from the back, phrase goes with phrase and small
+    word with small word, up to the first two that do not fit; what is left in the middle is gone,
+    or new: "man" becomes "old woman" in "old woman with a hat".
+    """
+    if len(old) == len(new):
+        return [((one,), (other,)) for one, other in zip(old, new, strict=True)]
+    olds, news = _phrases(old), _phrases(new)
+    front = _alike(zip(olds, news, strict=False))
+    olds, news = olds[len(front) :], news[len(front) :]
+    back = _alike(zip(reversed(olds), reversed(news), strict=False))[::-1]
+    olds, news = olds[: len(olds) - len(back)], news[: len(news) - len(back)]
+    middle = [(sum(olds, ()), ()), ((), sum(news, ()))]
+    found: list[tuple[Words, Words]] = []
+    for one, other in [*front, *middle, *back]:
+        if one and len(one) == len(other):
+            found += _run(one, other)
+        elif one or other:
+            found.append((one, other))
+    return found
+
+
+def _phrases(words: Words) -> list[Words]:
+    """Small words one by one, and the phrases between them."""
+    numbers = itertools.count()
+    runs = groupby(words, key=lambda word: next(numbers) if _is_small(word) else -1)
+    return [tuple(run) for _, run in runs]
+
+
+def _alike(pairs: Iterable[tuple[Words, Words]]) -> list[tuple[Words, Words]]:
+    """The first pairs, as long as both are phrases, or both small words."""
+    return list(takewhile(lambda pair: _is_small(pair[0][0]) == _is_small(pair[1][0]), pairs))
+
+
+def _is_small(word: Word) -> bool:
+    """Whether a word is a small one, or a punctuation mark other than a hyphen."""
+    punctuation = all(unicodedata.category(letter) in _PUNCTUATION for letter in word.text)
+    return punctuation or _plain(word.text) in _SMALL_WORDS.split()
+
+
+_PUNCTUATION = {"Pe", "Pf", "Pi", "Po", "Ps"}
+
+
+def _hand_over(mapper: Tensor, old: Words, new: Words) -> None:
+    """Write into a mapper that new words take the attention of old ones.
+
+    Of as many words each takes that of its own; otherwise all share that of all.
+    """
+    if len(old) != len(new):
+        columns = [column for word in old for column in word.tokens]
+        receivers = [column for word in new for column in word.tokens]
+        for column in receivers:
+            mapper[columns, column] = 1 / len(receivers)
+        return
+    for one, other in zip(old, new, strict=True):
+        if len(one.tokens) == len(other.tokens):
+            mapper[one.tokens, other.tokens] = 1
+        else:
+            for column in other.tokens:
+                mapper[one.tokens, column] = 1 / len(other.tokens)
+
+
+def padding_by_position(pair: PromptPair, alignment: Alignment) -> Alignment:
+    """The alignment with each padding token of the target on the source's token in its place.
+
+    So it is in the authors' code. In a longer source that place can hold words. (Without this,
+    padding goes to padding by its number in the chunk, and what has no counterpart is its own.)
+    """
+    mapper = alignment.mapper.clone()
+    for column, token in enumerate(pair.target.tokens):
+        if token is PAD:
+            mapper[:, column] = 0
+            if column < len(mapper):
+                mapper[column, column] = 1
+    return _alignment(mapper)
+
+
+def needleman_wunsch(
+    x: Sequence[Hashable],
+    y: Sequence[Hashable],
+    match: Callable[[Hashable], int] = lambda _: 1,
+    mismatch: int = -1,
+) -> list[tuple[int, int]]:
     """The pairs (i, j) with x[i] == y[j] of a best alignment, in order.
 
-    A match counts 1, a mismatch -1, a gap 0 (Needleman and Wunsch 1970). A mismatch is thus worse
-    than the two gaps in its place, and only equal ones are ever paired. Of several best alignments
-    it is one that is the same with `x` and `y` exchanged; the earliest tokens of the longer are
-    matched.
+    A gap counts 0 (Needleman and Wunsch 1970). A mismatch of -1 is worse than the two gaps in its
+    place, so that only equal ones are ever paired. Of several best alignments it is one that is the
+    same with `x` and `y` exchanged; the earliest of the longer are matched.
+
+    Args:
+        match: what a match counts.
+        mismatch: what a mismatch counts.
     """
     if (len(x), repr(x)) > (len(y), repr(y)):
-        return [(i, j) for j, i in needleman_wunsch(y, x)]
+        return [(i, j) for j, i in needleman_wunsch(y, x, match, mismatch)]
     best = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i in range(len(x)):
         for j in range(len(y)):
-            diagonal = best[i][j] + (1 if x[i] == y[j] else -1)
+            diagonal = best[i][j] + (match(x[i]) if x[i] == y[j] else mismatch)
             best[i + 1][j + 1] = max(best[i][j + 1], best[i + 1][j], diagonal)
     pairs = []
     i, j = len(x), len(y)
@@ -194,7 +331,8 @@ def needleman_wunsch(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple
             i -= 1
         else:
             i, j = i - 1, j - 1
-            pairs.append((i, j))
+            if x[i] == y[j]:
+                pairs.append((i, j))
     return pairs[::-1]
 
 
@@ -237,33 +375,26 @@ def _plain(text: str) -> str:
 
 
 def summary(pair: PromptPair) -> str:
-    """What becomes of which word, line by line, under the alignment that `automatic` takes.
+    """What becomes of which word, line by line, under the alignment of `automatic`.
 
-    `· horse → zebra` is a word that takes another's place, `+ red` one that is new, `− red` one
-    that is gone; the others are as they were.
+    `· horse → zebra` is a word, or a phrase, that takes another's place, `+ red` one that is new,
+    `− red` one that is gone; the others are as they were.
     """
-    mode, alignment = automatic(pair)
     source, target = pair.source, pair.target
-    owner = {column: i for i, word in enumerate(source.words) for column in word.tokens}
     told: list[tuple[str, str]] = []  # a sign, none for a word that is as it was, and the text
-    added: list[tuple[str, str]] = []
-    next_old = 0
-
-    for word in target.words:
-        columns = list(word.tokens)
-        olds = sorted({owner[int(i)] for i in alignment.mapper[:, columns].sum(1).nonzero()})
-        if not olds:
-            added.append(("+ ", word.text))
-            continue
-        told += [("− ", old.text) for old in source.words[next_old : olds[0]]] + added
-        text = " ".join(source.words[i].text for i in olds)
-        same = text == word.text and not alignment.new[columns].any()
-        told.append(("", text) if same else ("· ", f"{text} → {word.text}"))
-        next_old, added = max(next_old, olds[-1] + 1), []
-    told += [("− ", old.text) for old in source.words[next_old:]] + added
+    for old, new in changes(pair):
+        before, after = (" ".join(word.text for word in words) for words in (old, new))
+        if not new:
+            told += [("− ", word.text) for word in old]
+        elif not old:
+            told += [("+ ", word.text) for word in new]
+        elif [*map(source.spelling, old)] == [*map(target.spelling, new)]:
+            told.append(("", after))
+        else:
+            told.append(("· ", f"{before} → {after}"))
 
     lines = [
-        f"{mode}: {len(source.words)} → {len(target.words)} words, "
+        f"{len(source.words)} → {len(target.words)} words, "
         f"{len(_content(source.tokens))} → {len(_content(target.tokens))} tokens"
     ]
     for sign, run in groupby(told, key=lambda one: one[0]):

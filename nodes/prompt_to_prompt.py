@@ -19,10 +19,11 @@ from .support import (
 )
 
 ALIGN = {
-    "auto": lambda pair: align.automatic(pair)[1],
+    "auto": align.automatic,
     "replace": align.replace,
     "refine": align.refine,
 }
+PADDING = ("from padding", "by position")
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -43,8 +44,9 @@ class PromptToPrompt(io.ComfyNode):
                     "mode",
                     options=list(ALIGN),
                     default="auto",
-                    tooltip="replace: word by word, for prompts with as many words. refine: equal "
-                    "words belong together, the others are new. auto: replace where it can be.",
+                    tooltip="auto: equal words belong together, words in the place of others take "
+                    "their attention, the rest is new. The paper's two: replace goes word by word, "
+                    "for prompts with as many words; refine has every word new that is not equal.",
                 ),
                 fraction_input(
                     "cross_replace",
@@ -86,11 +88,22 @@ class PromptToPrompt(io.ComfyNode):
                     default=32,
                     min=0,
                     max=1024,
-                    optional=True,
                     tooltip="self_replace works in layers of at most as many by as many pixels, "
                     "for a picture of 512 by 512; it grows with larger ones. Smaller keeps only "
                     "the coarse layout of the source: the paper's code has 16, that of null-text "
                     "inversion 32.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "padding",
+                    options=list(PADDING),
+                    default=PADDING[0],
+                    tooltip="Which attention the padding gets, the empty tokens that fill a prompt "
+                    "up to 77. from padding: that of the source's padding. by position, as in the "
+                    "paper's code: that of the source's token in the same place, which can be a "
+                    "word if the source is the longer prompt.",
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -110,14 +123,18 @@ class PromptToPrompt(io.ComfyNode):
         cross_start=0.0,
         self_start=0.0,
         self_limit=32,
+        padding=PADDING[0],
     ) -> io.NodeOutput:
         if cross_replace:
             check_window(cross_start, cross_replace, ("cross_start", "cross_replace"))
         if self_replace:
             check_window(self_start, self_replace, ("self_start", "self_replace"))
+        alignment = ALIGN[mode](prompts)
+        if padding == "by position":
+            alignment = align.padding_by_position(prompts, alignment)
         edit = prompt_to_prompt.PromptToPrompt(
             pair=prompts,
-            alignment=ALIGN[mode](prompts),
+            alignment=alignment,
             cross_replace=(cross_start, cross_replace),
             self_replace=(self_start, self_replace),
             words=tuple(

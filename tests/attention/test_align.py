@@ -20,7 +20,9 @@ from diffusion_path.attention.align import (
     PromptPair,
     Word,
     automatic,
+    changes,
     needleman_wunsch,
+    padding_by_position,
     refine,
     replace,
     summary,
@@ -68,7 +70,7 @@ def maps(tokens: int, seed: int = 0) -> Tensor:
     return torch.rand(9, tokens, generator=generator).softmax(dim=1)
 
 
-@pytest.mark.parametrize("way", [replace, refine])
+@pytest.mark.parametrize("way", [automatic, replace, refine])
 @pytest.mark.parametrize(
     "text", ["", "a horse", "a a a", "the uni-corn , red", "a b c d e f g-h i"]
 )
@@ -134,7 +136,7 @@ def test_refine_matches_the_tokens_that_two_words_share():
     assert sources(alignment)[1:3] == [{}, {2: 1}]
 
 
-@pytest.mark.parametrize("way", [replace, refine])
+@pytest.mark.parametrize("way", [automatic, replace, refine])
 def test_new_tokens_have_an_empty_column(way):
     alignment = way(pair("a uni-corn b c d e", "a horse b x y z"))
     assert torch.equal(alignment.new, alignment.mapper.sum(dim=0) == 0)
@@ -165,15 +167,138 @@ def test_chunks_that_the_target_lacks_are_left_out():
     assert sources(alignment) == [{0: 1}, {1: 1}, {2: 1}, {7: 1}, {}, {}, {}, {}]
 
 
-def test_automatic_replaces_where_it_can():
-    words = pair("a horse", "a uni-corn")
-    mode, alignment = automatic(words)
-    assert mode == "replace"
-    assert torch.equal(alignment.mapper, replace(words).mapper)
-    words = pair("a horse", "a red horse")
-    mode, alignment = automatic(words)
-    assert mode == "refine"
-    assert torch.equal(alignment.mapper, refine(words).mapper)
+def random_words(rng: random.Random, names: str, least: int = 0) -> list[str]:
+    """Words of one to three tokens, some of them several times; different ones share no token."""
+    words = {name: "-".join(name + piece for piece in "123"[: 1 + ord(name) % 3]) for name in names}
+    return rng.choices(list(words.values()), k=rng.randint(least, 6))
+
+
+def test_where_words_only_took_the_place_of_others_automatic_is_replace():
+    rng = random.Random(0)
+    for _ in range(300):
+        source = random_words(rng, "abc")
+        others = random_words(rng, "vwxyz", least=1)
+        target = [rng.choice(others) if rng.random() < 0.4 else word for word in source]
+        words = pair(" ".join(source), " ".join(target))
+        assert torch.equal(automatic(words).mapper, replace(words).mapper), (source, target)
+
+
+@pytest.mark.parametrize("names", ["vwxyz", "abcvw"])
+def test_where_words_were_only_added_or_removed_automatic_is_refine(names: str):
+    rng = random.Random(0)
+    for _ in range(300):
+        short = random_words(rng, "abc")
+        long = list(short)
+        for word in random_words(rng, names, least=1):
+            long.insert(rng.randint(0, len(long)), word)
+        for words in (short, long), (long, short):
+            both = pair(*map(" ".join, words))
+            assert torch.equal(automatic(both).mapper, refine(both).mapper), words
+
+
+def test_automatic_is_undone_by_swapping_the_prompts():
+    rng = random.Random(0)
+    for _ in range(300):
+        source, target = (
+            " ".join(rng.choices([*"abcd", "of", "with", ",", "uni-corn"], k=rng.randint(0, 9)))
+            for _ in range(2)
+        )
+        there, back = changes(pair(source, target)), changes(pair(target, source))
+        together = [(old, new) for old, new in there if old and new]
+        assert together == [(new, old) for old, new in back if old and new], (source, target)
+
+
+def test_words_in_the_place_of_others_take_their_attention_whatever_the_length():
+    alignment = automatic(pair("a red horse eats", "a green uni-corn eats now"))
+    # start, a, green, uni, corn, eats, now, end
+    half = {3: 0.5}
+    assert sources(alignment) == [{0: 1}, {1: 1}, {2: 1}, half, half, {4: 1}, {}, {5: 1}]
+
+
+def test_a_phrase_takes_the_attention_of_another_as_one_longer_word():
+    alignment = automatic(pair("a horse eats", "a big uni-corn eats"))
+    third = {2: pytest.approx(1 / 3)}
+    assert sources(alignment)[1:6] == [{1: 1}, third, third, third, {3: 1}]
+    back = automatic(pair("a big uni-corn eats", "a horse eats"))
+    assert sources(back)[1:4] == [{1: 1}, {2: 1, 3: 1, 4: 1}, {5: 1}]
+
+
+@pytest.mark.parametrize("source", ["k", "k m", "k m-n", "p-q"])
+@pytest.mark.parametrize("target", ["x", "x z", "x z-v w", "u-t"])
+def test_a_phrase_keeps_the_sum_of_the_attention(source: str, target: str):
+    words = pair(f"{source} end", f"{target} end")
+    before = maps(8)
+    after = before @ automatic(words).mapper
+    old, new = (
+        [column for word in one.words[:-1] for column in word.tokens]
+        for one in (words.source, words.target)
+    )
+    torch.testing.assert_close(after[:, new].sum(1), before[:, old].sum(1))
+
+
+def spelt(source: str, target: str) -> list[tuple[str, str]]:
+    """`changes` as text."""
+    return [
+        (" ".join(word.text for word in old), " ".join(word.text for word in new))
+        for old, new in changes(pair(source, target))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        # Phrase with phrase from the front; the rest is new.
+        ("man", "old woman with a hat", [("man", "old woman"), ("", "with a hat")]),
+        # From the back, if the front does not fit.
+        ("photo", "the old painting", [("", "the"), ("photo", "old painting")]),
+        # Small word with small word.
+        ("a photo", "an oil painting", [("a", "an"), ("photo", "oil painting")]),
+        # A comma divides phrases.
+        ("cat", "dog , red", [("cat", "dog"), ("", ", red")]),
+        # Phrases of as many words go word by word.
+        ("big cat", "old dog at night", [("big", "old"), ("cat", "dog"), ("", "at night")]),
+        # What fits on neither side is gone and new.
+        ("of", "red dog", [("of", ""), ("", "red dog")]),
+    ],
+)
+def test_runs_of_other_lengths_are_divided_at_small_words(
+    source: str, target: str, expected: list[tuple[str, str]]
+):
+    assert spelt(source, target) == expected
+
+
+def test_an_equal_word_outweighs_three_in_the_place_of_others_but_not_four():
+    assert spelt("k p x", "x v w") == [("k p", ""), ("x", "x"), ("", "v w")]
+    assert spelt("k p m x", "x u v w") == [("k", "x"), ("p", "u"), ("m", "v"), ("x", "w")]
+
+
+def test_of_two_equal_words_the_one_that_means_more_is_matched():
+    assert spelt("the lamp", "lamp the") == [("the", ""), ("lamp", "lamp"), ("", "the")]
+
+
+@pytest.mark.parametrize("way", [automatic, replace, refine])
+def test_padding_by_position_takes_what_has_its_place_in_the_source(way):
+    words = pair("k l m n", "x y z | w")
+    alignment = padding_by_position(words, way(words))
+    # start, three words, end, three of padding; the second chunk has no counterpart
+    assert sources(alignment)[5:8] == [{5: 1}, {6: 1}, {7: 1}]
+    assert alignment.new[10:].all()
+    assert torch.equal(alignment.mapper[:, :5], way(words).mapper[:, :5])
+
+
+def test_by_position_the_words_of_a_longer_source_get_into_the_padding():
+    words = pair("a b c d", "a b")
+    own, by_position = refine(words), padding_by_position(words, refine(words))
+    # start, a, b, end and four of padding, of the source's two
+    assert sources(own) == [{0: 1}, {1: 1}, {2: 1}, {5: 1}, {6: 1}, {7: 1}, {}, {}]
+    padding = [{4: 1}, {5: 1}, {6: 1}, {7: 1}]  # d, end and padding
+    assert sources(by_position) == [{0: 1}, {1: 1}, {2: 1}, {5: 1}, *padding]
+    assert not by_position.new.any()
+
+
+def test_of_prompts_as_long_the_padding_is_the_same_either_way():
+    words = pair("a red horse", "a uni-corn")
+    assert torch.equal(padding_by_position(words, refine(words)).mapper, refine(words).mapper)
 
 
 @cache
@@ -282,31 +407,24 @@ def test_a_long_prompt_is_quoted_in_part():
 @pytest.mark.parametrize(
     ("source", "target", "lines"),
     [
-        ("a horse eats", "a horse eats", ["replace: 3 → 3 words, 3 → 3 tokens", "a horse eats"]),
+        ("a horse eats", "a horse eats", ["3 → 3 words, 3 → 3 tokens", "a horse eats"]),
         (
             "a horse eats",
             "a uni-corn eats",
-            ["replace: 3 → 3 words, 3 → 4 tokens", "a", "· horse → unicorn", "eats"],
+            ["3 → 3 words, 3 → 4 tokens", "a", "· horse → unicorn", "eats"],
         ),
         (
             "a red horse eats",
             "a big horse eats now",
-            [
-                "refine: 4 → 5 words, 4 → 5 tokens",
-                "a",
-                "− red",
-                "+ big",
-                "horse eats",
-                "+ now",
-            ],
+            ["4 → 5 words, 4 → 5 tokens", "a", "· red → big", "horse eats", "+ now"],
         ),
         (
-            "a uni-corn",
-            "a pop-corn now",
-            ["refine: 2 → 3 words, 3 → 4 tokens", "a", "· unicorn → popcorn", "+ now"],
+            "a green uni-corn",
+            "a horse with wings",
+            ["3 → 4 words, 4 → 4 tokens", "a", "· green unicorn → horse", "+ with", "+ wings"],
         ),
-        ("a horse", "", ["refine: 2 → 0 words, 2 → 0 tokens", "− a", "− horse"]),
-        ("", "", ["replace: 0 → 0 words, 0 → 0 tokens"]),
+        ("a horse", "", ["2 → 0 words, 2 → 0 tokens", "− a", "− horse"]),
+        ("", "", ["0 → 0 words, 0 → 0 tokens"]),
     ],
 )
 def test_the_summary_says_what_becomes_of_each_word(source: str, target: str, lines: list[str]):
