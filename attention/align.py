@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import difflib
 import enum
-import itertools
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import groupby, zip_longest
 from textwrap import shorten
 
 import torch
@@ -220,40 +219,41 @@ def changes(pair: PromptPair) -> list[tuple[Words, Words]]:
 
 
 def _run(old: Words, new: Words) -> list[tuple[Words, Words]]:
-    """`changes` for a run of words and the run in its place, which have no word in common.
+    """`changes` for a run of words and the run in its place, which need not be as long.
 
-    Runs of as many words belong together word by word. Others are divided into small words and the
-    phrases between them. From the front, and then from the back, phrase goes with phrase and small
-    word with small word, up to the first two that do not fit; what is left in the middle is gone,
-    or new: "man" becomes "old woman" in "old woman with a hat".
+    Runs of as many words belong together word by word. Others are divided into phrases and the
+    small words before each. The first phrase goes with the first, and so on, and the small words
+    before them one by one; what is left over is gone, or new: "man" becomes "old woman" in "old
+    woman with a hat".
     """
     if len(old) == len(new):
-        return [((one,), (other,)) for one, other in zip(old, new, strict=True)]
-    olds, news = _phrases(old), _phrases(new)
-    front = _alike(zip(olds, news, strict=False))
-    olds, news = olds[len(front) :], news[len(front) :]
-    back = _alike(zip(reversed(olds), reversed(news), strict=False))[::-1]
-    olds, news = olds[: len(olds) - len(back)], news[: len(news) - len(back)]
-    middle = [(sum(olds, ()), ()), ((), sum(news, ()))]
+        return _one_by_one(old, new)
     found: list[tuple[Words, Words]] = []
-    for one, other in [*front, *middle, *back]:
-        if one and len(one) == len(other):
-            found += _run(one, other)
-        elif one or other:
-            found.append((one, other))
-    return found
+    for (few, phrase), (many, other) in zip_longest(_phrases(old), _phrases(new), fillvalue=_NONE):
+        both = min(len(few), len(many))
+        found += [*_one_by_one(few[:both], many[:both]), (few[both:], ()), ((), many[both:])]
+        found += _one_by_one(phrase, other) if len(phrase) == len(other) else [(phrase, other)]
+    return [(one, other) for one, other in found if one or other]
 
 
-def _phrases(words: Words) -> list[Words]:
-    """Small words one by one, and the phrases between them."""
-    numbers = itertools.count()
-    runs = groupby(words, key=lambda word: next(numbers) if _is_small(word) else -1)
-    return [tuple(run) for _, run in runs]
+def _one_by_one(old: Words, new: Words) -> list[tuple[Words, Words]]:
+    return [((one,), (other,)) for one, other in zip(old, new, strict=True)]
 
 
-def _alike(pairs: Iterable[tuple[Words, Words]]) -> list[tuple[Words, Words]]:
-    """The first pairs, as long as both are phrases, or both small words."""
-    return list(takewhile(lambda pair: _is_small(pair[0][0]) == _is_small(pair[1][0]), pairs))
+def _phrases(words: Words) -> Iterator[tuple[Words, Words]]:
+    """The phrases, each with the small words before it; the last may be empty."""
+    small: Words = ()
+    for is_small, run in groupby(words, key=_is_small):
+        if is_small:
+            small = tuple(run)
+        else:
+            yield small, tuple(run)
+            small = ()
+    if small:
+        yield small, ()
+
+
+_NONE: tuple[Words, Words] = ((), ())
 
 
 def _is_small(word: Word) -> bool:

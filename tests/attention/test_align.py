@@ -247,17 +247,22 @@ def spelt(source: str, target: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [
-        # Phrase with phrase from the front; the rest is new.
-        ("man", "old woman with a hat", [("man", "old woman"), ("", "with a hat")]),
-        # From the back, if the front does not fit.
-        ("photo", "the old painting", [("", "the"), ("photo", "old painting")]),
-        # Small word with small word.
+        # The first phrase with the first; the rest is new.
+        ("man", "old woman with a hat", [("man", "old woman"), ("", "with a"), ("", "hat")]),
+        ("cat in a hat", "dog", [("cat", "dog"), ("in a", ""), ("hat", "")]),
+        # Small words with those before the same phrase.
         ("a photo", "an oil painting", [("a", "an"), ("photo", "oil painting")]),
+        ("photo", "the old painting", [("", "the"), ("photo", "old painting")]),
+        ("men in", "two boys on the", [("men", "two boys"), ("in", "on"), ("", "the")]),
         # A comma divides phrases.
-        ("cat", "dog , red", [("cat", "dog"), ("", ", red")]),
+        ("cat", "dog , red", [("cat", "dog"), ("", ","), ("", "red")]),
         # Phrases of as many words go word by word.
-        ("big cat", "old dog at night", [("big", "old"), ("cat", "dog"), ("", "at night")]),
-        # What fits on neither side is gone and new.
+        (
+            "big cat",
+            "old dog at night",
+            [("big", "old"), ("cat", "dog"), ("", "at"), ("", "night")],
+        ),
+        # There may be no phrase to go with.
         ("of", "red dog", [("of", ""), ("", "red dog")]),
     ],
 )

@@ -59,6 +59,8 @@ a woman with a hat in a park | a man in a park | woman>man | | with a hat
 a cat | a dog and a bird on a sofa | cat>dog | and a bird on a sofa |
 a dog and a bird on a sofa | a cat | dog>cat | | and a bird on a sofa
 a photo of a cat | an oil painting of a cat | a>an ; photo>oil painting | |
+a cat in a hat | dog | cat>dog | | a in a hat
+children playing | two boys playing with a red ball | children>two boys | with a red ball |
 a big cat | a small fluffy dog | big cat>small fluffy dog | |
 a boy riding a bike | a boy walking | riding>walking | | a bike
 a cat | cats | cat>cats | | a

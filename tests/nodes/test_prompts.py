@@ -124,8 +124,7 @@ def test_the_node_shows_what_becomes_of_each_word(clip: Any):
     output = call(
         "PromptPair", clip=clip, source_prompt="a red horse", target_prompt="a red big zebra"
     )
-    *_, horse, big, zebra = text(output).splitlines()
-    assert (horse, big, zebra) == ("− horse", "+ big", "+ zebra")
+    assert text(output).splitlines()[1:] == ["a red", "· horse → big zebra"]
 
 
 @pytest.mark.parametrize("model", ["sd1", "sdxl"])
