@@ -23,7 +23,7 @@ ALIGN = {
     "replace": align.replace,
     "refine": align.refine,
 }
-PADDING = ("from padding", "by position")
+PADDING = ("by position", "from padding")
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -100,9 +100,9 @@ class PromptToPrompt(io.ComfyNode):
                     options=list(PADDING),
                     default=PADDING[0],
                     tooltip="Which attention the padding gets, the empty tokens that fill a prompt "
-                    "up to 77. from padding: that of the source's padding. by position, as in the "
-                    "paper's code: that of the source's token in the same place, which can be a "
-                    "word if the source is the longer prompt.",
+                    "up to 77. by position, as in the paper's code: that of the source's token in "
+                    "the same place, which can be a word if the source is the longer prompt. from "
+                    "padding: that of the source's padding only.",
                     optional=True,
                     advanced=True,
                 ),

@@ -75,12 +75,20 @@ def replace_mapper(tokenizer: Any, source: str, target: str) -> tuple[Tensor, Te
     return mapper, mapper.sum(dim=0) == 0
 
 
-def refine_mapper(tokenizer: Any, source: str, target: str) -> tuple[Tensor, Tensor]:
+def refine_mapper(
+    tokenizer: Any, source: str, target: str, padding: str = "from padding"
+) -> tuple[Tensor, Tensor]:
     """Token by token along the best alignment, for prompts with words added.
+
+    Args:
+        padding: "by position" is that of the authors' code: each column from its own place.
 
     Returns what `replace_mapper` does.
     """
     mapper = _ends_and_padding(tokenizer, source, target)
+    if padding == "by position":
+        first = 2 + len(token_ids(tokenizer, target))
+        mapper[:, first:] = torch.eye(len(mapper))[:, first:]
     for i, j in align(token_ids(tokenizer, source), token_ids(tokenizer, target)):
         mapper[1 + i, 1 + j] = 1
     return mapper, mapper.sum(dim=0) == 0

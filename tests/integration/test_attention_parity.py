@@ -232,11 +232,12 @@ def test_replace_is_the_references(demo: tuple, side: Side, reference: PromptToP
     assert largest_error(ours, theirs) <= TOLERANCE
 
 
-def test_refine_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt):
-    mapper, own = refine_mapper(reference.pipeline.tokenizer, HORSE, REFINED)
+@pytest.mark.parametrize("padding", ["by position", "from padding"])
+def test_refine_is_the_references(demo: tuple, side: Side, reference: PromptToPrompt, padding: str):
+    mapper, own = refine_mapper(reference.pipeline.tokenizer, HORSE, REFINED, padding)
     wanted = Controls(mapper, own, (0.0, 0.4), self_attention=(0.0, 0.6), self_limit=8)
     settings = {"mode": "refine", "cross_replace": 0.4, "self_replace": 0.6, "self_limit": 8}
-    nodes = [("PromptToPrompt", settings)]
+    nodes = [("PromptToPrompt", settings | {"padding": padding})]
     ours, theirs = both(demo, side, reference, REFINED, nodes, wanted)
     assert largest_error(ours, theirs) <= TOLERANCE
 
