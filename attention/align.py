@@ -179,8 +179,9 @@ def refine(pair: PromptPair) -> Alignment:
 def automatic(pair: PromptPair) -> Alignment:
     """Word to equal word, and old words to the new ones in their place, as `changes` finds them.
 
-    It is `replace` where words only took each other's place, and `refine` where words were only
-    added or only taken out. (There `refine` can also match a token inside of another word.)
+    It is `replace` where words were only exchanged for ones that the source does not have, and
+    `refine` where words were only added or only taken out. (There `refine` can also match a token
+    inside of another word.)
     """
     mapper = _special_tokens(pair)
     for old, new in changes(pair):
