@@ -28,7 +28,7 @@ class Family(NamedTuple):
 
     @property
     def channels(self) -> int:
-        return 16 if self.name == "sd3" else 4
+        return tiny_models.SHAPES[self.name].channels
 
     def latent(self, batch: int = 1, height: int = 8, width: int = 12, seed: int = 0) -> dict:
         generator = torch.Generator().manual_seed(seed)
@@ -47,13 +47,11 @@ class Family(NamedTuple):
 
 
 def family_of(name: str) -> Family:
-    width = {"sd15": 16, "sd2_v": 24, "sdxl": 16, "sd3": 32}[name]
-    pooled = {"sdxl": 1280, "sd3": 2048}.get(name)
-    prompts = (tiny_models.conditioning(width, pooled=pooled, seed=seed) for seed in range(3))
+    prompts = (tiny_models.prompt(name, seed) for seed in range(3))
     return Family(name, getattr(tiny_models, name)(), *prompts)
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd2_v", "sdxl", "sd3"])
+@pytest.fixture(scope="module", params=["sd15_deep", "sd2_v", "sdxl", "sd3", "flux_dev"])
 def family(request: pytest.FixtureRequest, comfy: Path) -> Family:
     return family_of(request.param)
 
