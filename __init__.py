@@ -17,7 +17,7 @@ async def comfy_entrypoint():
 
     if "search_aliases" not in inspect.signature(io.Schema).parameters:
         raise ImportError(
-            f"ComfyUI-DiffusionPath needs ComfyUI {NEEDED} or newer: update ComfyUI, then restart it."
+            f"ComfyUI-DiffusionPath needs ComfyUI {NEEDED} or newer: update ComfyUI, then restart."
         )
     from .nodes import DiffusionPathExtension
 

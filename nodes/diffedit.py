@@ -14,7 +14,6 @@ from .support import (
     CATEGORY,
     check_conditioning,
     check_latent,
-    check_numbers,
     check_window,
     downscale_ratio,
     edits_input,
@@ -106,7 +105,6 @@ class DiffEditMask(io.ComfyNode):
     def execute(
         cls, model, source, target, latent_image, strength, maps, method, threshold, blur, seed
     ) -> io.NodeOutput:
-        check_numbers(strength=strength, threshold=threshold)
         samples = check_latent(model, latent_image)
         if samples.ndim > 4 and samples.shape[2] > 1:
             raise ValueError(

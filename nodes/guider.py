@@ -19,7 +19,6 @@ from .support import (
     Path,
     PathEdits,
     cfg_input,
-    check_numbers,
     fraction_input,
     names_itself,
     seed_input,
@@ -142,5 +141,4 @@ class PathSampler(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, eta) -> io.NodeOutput:
-        check_numbers(eta=eta)
         return io.NodeOutput(host.PathSampler(eta=eta))

@@ -20,7 +20,6 @@ from .support import (
     Path,
     cfg_input,
     check_conditioning,
-    check_numbers,
     check_path,
     fraction_input,
     names_itself,
@@ -145,7 +144,6 @@ class NullTextInversion(io.ComfyNode):
         start_from,
         optimizer,
     ) -> io.NodeOutput:
-        check_numbers(cfg=cfg, learning_rate=learning_rate, early_stop=early_stop)
         check_path(model, path)
         check_source(path)
         check_conditioning(model, negative, "negative")
@@ -263,7 +261,6 @@ class NegativePromptInversion(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, path, proximal, quantile, reconstruction, dilation=1) -> io.NodeOutput:
-        check_numbers(quantile=quantile, reconstruction=reconstruction)
         check_source(path)
         if len(path.positive) != 1:
             raise ValueError(

@@ -22,7 +22,6 @@ from .support import (
     check_conditioning,
     check_edits,
     check_latent,
-    check_numbers,
     check_sampled,
     first_step,
     fraction_input,
@@ -122,7 +121,6 @@ class DDIMInversion(io.ComfyNode):
         sigmas=None,
         average=1,
     ) -> io.NodeOutput:
-        check_numbers(strength=strength, cfg=cfg)
         samples = check_latent(model, latent_image)
         check_conditioning(model, positive, "positive")
         if cfg != 1:
@@ -224,7 +222,6 @@ class RecordPath(io.ComfyNode):
         sigmas=None,
         edits=(),
     ) -> io.NodeOutput:
-        check_numbers(cfg=cfg)
         samples = check_latent(model, latent_image, empty=True)
         check_conditioning(model, positive, "positive")
         check_conditioning(model, negative, "negative")

@@ -24,7 +24,6 @@ from .support import (
     cfg_input,
     check_conditioning,
     check_edits,
-    check_numbers,
     check_path,
     check_sampled,
     downscale_ratio,
@@ -61,7 +60,6 @@ def guider_for(
     edits: Edits,
 ) -> tuple[PathGuider, int]:
     """The guider that walks a path with edits, and the step to begin at; all of it checked."""
-    check_numbers(cfg=cfg, start=start)
     check_path(model, path)
     check_conditioning(model, positive, "positive")
     check_conditioning(model, negative, "negative")
@@ -184,7 +182,6 @@ class Sampler(io.ComfyNode):
     def execute(
         cls, model, path, positive, negative, cfg, start, eta, seed, edits=()
     ) -> io.NodeOutput:
-        check_numbers(eta=eta)
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -86,8 +86,6 @@ def window_inputs(
 
 def check_window(start: float, end: float, names: tuple[str, str] = ("start", "end")) -> None:
     """Raise if a window holds no step."""
-    if not start <= end and not start > end:
-        raise ValueError(f"{names[0]} {start}, {names[1]} {end} is no window; use numbers 0 to 1")
     if start >= end:
         raise ValueError(
             f"{names[0]} {start} is not before {names[1]} {end}; the window holds no step"
@@ -162,11 +160,12 @@ def words(name: str) -> str:
 
 
 def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """Decorates `execute`: what a ValueError says is preceded by the node's display name."""
+    """Decorates `execute`: checks all numbers, and puts the node's name before what is refused."""
 
     @functools.wraps(execute)
     def named(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
         try:
+            check_numbers(kwargs)
             return execute(cls, *args, **kwargs)
         except ValueError as error:
             raise ValueError(f"{cls.define_schema().display_name}: {error}.") from error
@@ -242,11 +241,16 @@ def first_step(model: ModelPatcher, sigmas: Tensor, fraction: float, name: str) 
     return steps.start
 
 
-def check_numbers(**values: float) -> None:
-    """Raise if an input is no number, which ComfyUI lets pass from the API."""
-    for name, value in values.items():
-        if not math.isfinite(value):
+def check_numbers(inputs: Mapping[str, Any]) -> None:
+    """Raise if an input is no number, which ComfyUI lets pass from the API; or a mask holds one."""
+    for name, value in inputs.items():
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}, which is no number; use one within its limits")
+        if name == "mask" and torch.is_tensor(value) and not bool(torch.isfinite(value).all()):
+            found = "nan" if bool(value.isnan().any()) else "inf"
+            raise ValueError(
+                f"{name} holds {found}, which is no shade of grey; connect a mask of 0 to 1"
+            )
 
 
 def check_latent(model: ModelPatcher, latent: dict[str, Any], empty: bool = False) -> Tensor:

@@ -252,7 +252,9 @@ def test_with_comfyuis_samplers_the_weight_of_mdp_draws_to_the_source(
     for weight in (0.0, 0.5, 1.0):
         chain = results("MDPEpsilon", weight=weight, start=0.0, end=1.0)[0]
         inputs = {**walked["common"], "path": path, "edits": chain}
-        away.append(relative(custom(comfy.samplers.sampler_object(sampler), sigmas, **inputs), path.clean))
+        away.append(
+            relative(custom(comfy.samplers.sampler_object(sampler), sigmas, **inputs), path.clean)
+        )
     assert away[0] > 1.3 * away[1]
     assert away[2] < 0.01
 

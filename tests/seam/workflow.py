@@ -104,7 +104,7 @@ def mask(method: str) -> Callable[[Setting], tuple[Tensor, torch.Size]]:
         inputs = {"source": setting.source, "target": setting.target, "maps": 1}
         inputs |= {"latent_image": setting.picture, "method": method, "strength": 0.04}
         found = results("DiffEditMask", model=setting.model, **inputs)[0]
-        batch, _, height, width = setting.picture["samples"].shape
+        batch, _, *_, height, width = setting.picture["samples"].shape
         return found, torch.Size((batch, 8 * height, 8 * width))
 
     return use
