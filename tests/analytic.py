@@ -192,6 +192,22 @@ def sampled(
     return torch.stack(latents)
 
 
+def recorded(
+    denoiser: GaussianDenoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    positive: Gaussian,
+    negative: Gaussian | None = None,
+    cfg: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    """The latents (N + 1, B, C, ...) that noise `x` at `sigmas[0]` goes through."""
+    path = DiffusionPath(
+        sigmas=sigmas, latents=x[None], positive=[], negative=None, cfg=1.0, fingerprint={}
+    )
+    return sampled(denoiser, path, positive, negative, cfg=cfg, **options)
+
+
 def fresh(generator: torch.Generator | None, x: Tensor) -> Tensor:
     """Noise like `x`."""
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_path.core.edit import check_mask
 from diffusion_path.edits.diffedit import MaskBlend, difference, heat, threshold_mask
-from diffusion_path.inversion.record import record
-from diffusion_path.samplers.path_sampler import sample_path
 from diffusion_path.tests.analytic import (
     Gaussian,
     GaussianDenoiser,
@@ -18,6 +17,8 @@ from diffusion_path.tests.analytic import (
     inverted,
     levels,
     picture,
+    recorded,
+    sampled,
 )
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
@@ -26,9 +27,7 @@ SOURCE, TARGET, NEGATIVE = condition(0), condition(1, scale=0.8), condition(2, s
 
 def sample(denoiser: GaussianDenoiser, edits: tuple, **options) -> Tensor:
     path = inverted(denoiser)
-    return sample_path(
-        denoiser, path, TARGET, NEGATIVE, SOURCE, None, cfg=3.0, edits=edits, **options
-    ).latents
+    return sampled(denoiser, path, TARGET, NEGATIVE, source=SOURCE, cfg=3.0, edits=edits, **options)
 
 
 def square() -> Tensor:
@@ -96,7 +95,7 @@ def test_the_difference_of_two_gaussians_is_that_of_their_estimates(flow: bool):
     found = difference(denoiser, picture(), noises, sigmas, SOURCE, other)
     signal = denoiser.mixing.signal(float(sigmas[0]))
     kept = 1 - (signal * SOURCE.scale) ** 2 / denoiser.variance(float(sigmas[0]), SOURCE)
-    torch.testing.assert_close(found, (2 * kept * square()).expand_as(found))
+    torch.testing.assert_close(found, (2 * kept * square()).float().expand_as(found))
     assert denoiser.evaluations == 6
 
 
@@ -107,8 +106,8 @@ def test_denoise_compares_the_images_sampled_under_each_prompt(flow: bool):
     found = difference(denoiser, picture(), [noise], sigmas, SOURCE, TARGET, "denoise")
     assert denoiser.evaluations == 2 * 5
     x = denoiser.mixing.noised(picture(), noise, float(sigmas[0]))
-    a, b = (record(denoiser, x, sigmas, prompt, None, 1.0)[-1] for prompt in (SOURCE, TARGET))
-    torch.testing.assert_close(found, (a - b).abs().mean(dim=1))
+    a, b = (recorded(denoiser, x, sigmas, prompt)[-1] for prompt in (SOURCE, TARGET))
+    torch.testing.assert_close(found, (a - b).abs().mean(dim=1).float())
 
 
 def test_heat_is_the_difference_over_three_times_its_mean_and_no_more_than_1():
@@ -122,7 +121,7 @@ def test_heat_of_estimates_reaches_one_half_at_the_mean():
     mask = threshold_mask(heat(values, "x0"), 0.5)
     assert mask.tolist() == [[[0, 0, 0, 1]]]
     spread = heat(values, "x0") - 0.5
-    torch.testing.assert_close(spread, (values - 3.0) / (6 * values.std()))
+    torch.testing.assert_close(spread, (values - 3.0) / (6 * values.std(correction=0)))
 
 
 @pytest.mark.parametrize("method", ["noise", "x0", "denoise"])
@@ -142,17 +141,22 @@ def test_a_blur_softens_the_edge_and_keeps_the_sum():
 
 def test_a_mask_of_other_proportions_is_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"the mask is 64 x 64, .* 8 x 6 latent"):
-        MaskBlend(mask=torch.ones(1, 64, 64)).check(inverted(GaussianDenoiser()))
+        check_mask(torch.ones(1, 64, 64), inverted(GaussianDenoiser()))
 
 
 @pytest.mark.parametrize("size", [(6, 8), (48, 64), (47, 64), (480, 641)])
 def test_a_mask_of_the_picture_s_proportions_is_accepted_whatever_its_size(size):
-    MaskBlend(mask=torch.ones(1, *size)).check(inverted(GaussianDenoiser()))
+    check_mask(torch.ones(1, *size), inverted(GaussianDenoiser()))
 
 
 def test_masks_for_another_number_of_images_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match="the mask holds 3 masks for 2 images; give 1 or 2"):
-        MaskBlend(mask=torch.ones(3, 6, 8)).check(inverted(GaussianDenoiser()))
+        check_mask(torch.ones(3, 6, 8), inverted(GaussianDenoiser()))
+
+
+def test_the_mask_of_a_blend_is_one_that_is_checked():
+    mask = square()
+    assert [one is mask for one in MaskBlend(mask=mask).masks] == [True]
 
 
 def test_a_blend_cannot_be_changed_after_it_was_made():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_path.edits.base import Edits, Step
+from diffusion_path.core.edit import Edits, Step
+from diffusion_path.core.path import DiffusionPath
 from diffusion_path.edits.diffedit import MaskBlend
 from diffusion_path.edits.mdp import (
     MDP,
@@ -20,10 +21,15 @@ from diffusion_path.edits.mdp import (
     MDPLatent,
     curve_value,
 )
-from diffusion_path.inversion.path import DiffusionPath
-from diffusion_path.inversion.record import record
-from diffusion_path.samplers.path_sampler import sample_path
-from diffusion_path.tests.analytic import GaussianDenoiser, condition, inverted, levels, picture
+from diffusion_path.tests.analytic import (
+    GaussianDenoiser,
+    condition,
+    inverted,
+    levels,
+    picture,
+    recorded,
+    sampled,
+)
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 each_edit = pytest.mark.parametrize("kind", [MDPEpsilon, MDPCondition, MDPLatent, MDPGuidance])
@@ -33,9 +39,7 @@ CFG = 3.0
 
 def sample(denoiser: GaussianDenoiser, path: DiffusionPath, edits: Edits, **options) -> Tensor:
     options = {"cfg": CFG} | options
-    return sample_path(
-        denoiser, path, TARGET, NEGATIVE, SOURCE, None, edits=edits, **options
-    ).latents
+    return sampled(denoiser, path, TARGET, NEGATIVE, source=SOURCE, edits=edits, **options)
 
 
 def stepwise(path: DiffusionPath) -> list[tuple[int, float, float]]:
@@ -68,7 +72,7 @@ def test_prompt_and_guidance_at_full_weight_reconstruct_under_the_source_prompt(
     denoiser = GaussianDenoiser(flow)
     path = inverted(denoiser)
     latents = sample(denoiser, path, (kind(weight=1.0, start=0.0, end=1.0),), cfg=1.0)
-    wanted = record(denoiser, path.latents[0], path.sigmas, SOURCE, None, 1.0)
+    wanted = recorded(denoiser, path.latents[0], path.sigmas, SOURCE)
     torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-10)
 
 
@@ -90,12 +94,8 @@ def test_a_window_changes_exactly_its_steps(kind: type[MDP]):
     edit = kind(weight=0.7, start=0.3, end=0.65)
     changed = []
     for i in range(path.steps):
-        at_plain = dataclasses.replace(
-            path, latents=torch.cat([plain[: i + 1], path.latents[i + 1 :]])
-        )
-        latents = sample_path(
-            denoiser, at_plain, TARGET, NEGATIVE, SOURCE, None, cfg=CFG, edits=(edit,), first=i
-        ).latents
+        at_plain = path._replace(latents=torch.cat([plain[: i + 1], path.latents[i + 1 :]]))
+        latents = sample(denoiser, at_plain, (edit,), first=i)
         if not torch.equal(latents[1], plain[i + 1]):
             changed.append(i)
     assert changed == [3, 4, 5, 6]
@@ -112,18 +112,19 @@ def test_a_window_is_counted_on_the_whole_path_wherever_the_sampler_starts(kind:
     assert not torch.equal(sample(denoiser, path, (inside,), first=5), plain)
 
 
-def test_only_guidance_asks_for_another_evaluation_and_only_in_its_window():
+def test_guidance_asks_for_another_evaluation_and_epsilon_at_weight_1_for_none_in_its_window():
     denoiser = GaussianDenoiser()
     path = inverted(denoiser)
-    for kind, wanted in (
-        (MDPEpsilon, 20),
-        (MDPCondition, 20),
-        (MDPLatent, 20),
-        (MDPGuidance, 24),
+    for edit, wanted in (
+        (MDPEpsilon(weight=0.99, start=0.2, end=0.6), 20),
+        (MDPEpsilon(weight=1.0, start=0.2, end=0.6), 12),
+        (MDPCondition(start=0.2, end=0.6), 20),
+        (MDPLatent(start=0.2, end=0.6), 20),
+        (MDPGuidance(start=0.2, end=0.6), 24),
     ):
         denoiser.evaluations = 0
-        sample(denoiser, path, (kind(start=0.2, end=0.6),))
-        assert denoiser.evaluations == wanted, kind
+        sample(denoiser, path, (edit,))
+        assert denoiser.evaluations == wanted, edit
 
 
 def test_guidance_predicts_the_source_as_its_path_was_made():
@@ -131,21 +132,13 @@ def test_guidance_predicts_the_source_as_its_path_was_made():
     denoiser, source_negative = GaussianDenoiser(), condition(3, scale=0.6)
     sigmas = levels(6, False)
     x = denoiser.mixing.noised(picture(), picture(1), float(sigmas[0]))
-    recorded = record(denoiser, x, sigmas, SOURCE, source_negative, 2.0)
+    made = recorded(denoiser, x, sigmas, SOURCE, source_negative, 2.0)
     path = DiffusionPath(
-        sigmas=sigmas, latents=recorded, positive=[], negative=[], cfg=2.0, fingerprint={}
+        sigmas=sigmas, latents=made, positive=[], negative=[], cfg=2.0, fingerprint={}
     )
-    latents = sample_path(
-        denoiser,
-        path,
-        TARGET,
-        NEGATIVE,
-        SOURCE,
-        source_negative,
-        cfg=CFG,
-        edits=(MDPGuidance(weight=1.0, end=1.0),),
-    ).latents
-    torch.testing.assert_close(latents, recorded, rtol=0, atol=1e-10)
+    edit = MDPGuidance(weight=1.0, end=1.0)
+    latents = sample(denoiser, path, (edit,), source_negative=source_negative)
+    torch.testing.assert_close(latents, made, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +157,13 @@ def test_a_curve_falls_from_1_over_its_window(curve, start: float, middle: float
 
 
 def test_the_weight_of_a_step_is_the_curve_at_its_place_in_the_window():
-    path = inverted(GaussianDenoiser())
+    denoiser = GaussianDenoiser()
+    path = inverted(denoiser)
     edit = MDPEpsilon(weight=0.8, curve="linear", start=0.2, end=0.6)
-    weights = [edit.w(Step(index=i, path=path, source=None, mix=None)) for i in range(10)]
+    step = Step(
+        source=denoiser.source(path), denoiser=denoiser, x=path.clean, sigma=0.0, sigma_next=0.0
+    )
+    weights = [edit.w(step.at(step.x, sigma, below)) for _, sigma, below in stepwise(path)]
     assert weights == pytest.approx([0, 0, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0])
 
 

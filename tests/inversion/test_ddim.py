@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from diffusion_path.inversion.ddim import ddim_inversion
-from diffusion_path.inversion.record import record
-from diffusion_path.tests.analytic import GaussianDenoiser, condition, inverted, levels, picture
+from diffusion_path.tests.analytic import (
+    GaussianDenoiser,
+    condition,
+    inverted,
+    levels,
+    picture,
+    recorded,
+)
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 
@@ -39,7 +45,7 @@ def test_recording_converges_to_the_exact_solution_at_first_order(flow: bool):
     def recording_error(steps: int) -> float:
         sigmas = levels(steps, flow)
         x = denoiser.mixing.noised(picture(), picture(1), float(sigmas[0]))
-        latents = record(denoiser, x, sigmas, prompt, None, 1.0)
+        latents = recorded(denoiser, x, sigmas, prompt)
         return error(latents, denoiser.exact(x, float(sigmas[0]), sigmas, prompt))
 
     errors = [recording_error(steps) for steps in (100, 200, 400)]
@@ -54,7 +60,7 @@ def test_fixed_point_iterations_make_the_round_trip_exact(flow: bool):
 
     def round_trip_error(iterations: int) -> float:
         path = inverted(denoiser, 20, iterations)
-        there = record(denoiser, path.latents[0], path.sigmas, condition(0), None, 1.0)
+        there = recorded(denoiser, path.latents[0], path.sigmas, condition(0))
         return error(there, path.latents)
 
     plain, few, many = (round_trip_error(k) for k in (0, 3, 30))
@@ -76,7 +82,7 @@ def test_fixed_point_iterations_make_the_round_trip_exact_under_guidance_too(flo
         cfg=3.0,
         fixed_point_iterations=40,
     )
-    there = record(denoiser, latents[0], sigmas, condition(0), negative, 3.0)
+    there = recorded(denoiser, latents[0], sigmas, condition(0), negative, 3.0)
     assert error(there, latents) < 1e-5
 
 
@@ -119,13 +125,11 @@ def test_progress_tells_of_every_step_in_order():
         condition(0),
         progress=lambda step, denoised, x: seen.append((step, x)),
     )
-    record(
+    recorded(
         GaussianDenoiser(),
         seen[-1][1],
         sigmas,
         condition(0),
-        None,
-        1.0,
-        lambda step, denoised, x: seen.append((step, x)),
+        progress=lambda step, denoised, x: seen.append((step, x)),
     )
     assert [step for step, _ in seen] == [*range(5), *range(5)]

@@ -6,22 +6,24 @@ exists for every step with which it lands on the path exactly.
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion_path.inversion.null_text import NullText, null_text_inversion, threshold
-from diffusion_path.samplers.path_sampler import sample_path
-from diffusion_path.tests.analytic import GaussianDenoiser, condition, inverted
+from diffusion_path.edits.null_text import NullText
+from diffusion_path.inversion.null_text import Found, null_text_inversion, threshold
+from diffusion_path.tests.analytic import GaussianDenoiser, condition, inverted, sampled
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 SOURCE, NULL, CFG = condition(0), condition(1, scale=0.7), 3.0
 
 
-def invert(denoiser: GaussianDenoiser, path, null=NULL, **options) -> NullText:
-    options = {"cfg": CFG, "early_stop": 1e-12, "inner_steps": 60} | options
+def invert(denoiser: GaussianDenoiser, path, null=NULL, **options) -> Found:
+    options = (
+        {"from_source": null is SOURCE}
+        | {"cfg": CFG, "early_stop": 1e-12, "inner_steps": 60}
+        | options
+    )
     return null_text_inversion(denoiser, path.latents, path.sigmas, SOURCE, null, **options)
 
 
@@ -31,7 +33,7 @@ def retraced(denoiser: GaussianDenoiser, path, embeddings: Tensor) -> Tensor:
     for i in range(path.steps):
         sigma, below = float(path.sigmas[i]), float(path.sigmas[i + 1])
         null = denoiser.with_embedding(NULL, embeddings[i])
-        cond, uncond = denoiser(x, sigma, [SOURCE, null])
+        cond, uncond = (denoiser.denoised(x, sigma, one) for one in (SOURCE, null))
         x = x + (below - sigma) * (x - (uncond + CFG * (cond - uncond))) / sigma
         latents.append(x)
     return torch.stack(latents)
@@ -101,10 +103,10 @@ def test_adam_is_the_papers_loop_written_out():
         sigma, below = float(path.sigmas[i]), float(path.sigmas[i + 1])
         embedding = embedding.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([embedding], lr=1e-2 * (1 - i / 100))
-        (cond,) = denoiser(x, sigma, [SOURCE])
+        cond = denoiser.denoised(x, sigma, SOURCE)
         losses = []
         for _ in range(10):
-            (uncond,) = denoiser(x, sigma, [denoiser.with_embedding(NULL, embedding)])
+            uncond = denoiser.denoised(x, sigma, denoiser.with_embedding(NULL, embedding))
             landed = x + (below - sigma) * (x - (uncond + CFG * (cond - uncond))) / sigma
             unit = (1 + below**2) ** 0.5
             loss = ((landed - path.latents[i + 1][:1]) / unit).square().mean()
@@ -118,7 +120,7 @@ def test_adam_is_the_papers_loop_written_out():
         assert ours[: len(losses)] == pytest.approx(losses, rel=1e-6)
         torch.testing.assert_close(found.embeddings[i][:1], embedding.detach())
         with torch.no_grad():
-            (uncond,) = denoiser(x, sigma, [denoiser.with_embedding(NULL, embedding)])
+            uncond = denoiser.denoised(x, sigma, denoiser.with_embedding(NULL, embedding))
             x = x + (below - sigma) * (x - (uncond + CFG * (cond - uncond))) / sigma
 
 
@@ -142,9 +144,10 @@ def test_the_sampler_walks_with_a_paths_own_embeddings(flow: bool):
     denoiser = GaussianDenoiser(flow)
     path = inverted(denoiser)
     found = invert(denoiser, path)
-    path = dataclasses.replace(path, cfg=CFG, null_embeddings=found.embeddings)
-    latents = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG).latents
+    own = NullText(embeddings=found.embeddings, cfg=CFG)
+    path = path._replace(cfg=CFG, edits=(own,))
+    latents = sampled(denoiser, path, SOURCE, NULL, cfg=CFG)
     torch.testing.assert_close(latents, path.latents, rtol=0, atol=1e-3)
-    late = sample_path(denoiser, path, SOURCE, NULL, SOURCE, None, cfg=CFG, first=6).latents
+    late = sampled(denoiser, path, SOURCE, NULL, cfg=CFG, first=6)
     torch.testing.assert_close(late, path.latents[6:], rtol=0, atol=1e-3)
-    assert path.null_embeddings_from(6).shape[0] == 4
+    assert torch.equal(own.after(6).embeddings, found.embeddings[6:])

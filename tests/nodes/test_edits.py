@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffusion_path.tests import tiny_models
 from diffusion_path.tests.calls import call, edited, results, text
 
 STEPS, CFG = 6, 3.0
+HALF = 2  # steps that begin in the first half of the model's schedule
 SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
 ALL = ["MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance"]
 
@@ -101,7 +101,7 @@ def test_the_condition_is_mixed_as_comfyui_averages_conditionings(model, path, s
 
 
 def test_a_prompt_mixed_with_its_own_repetition_is_itself(model, path):
-    repeated = replace(path, positive=[[SOURCE[0][0].repeat(1, 3, 1), {}]])
+    repeated = path._replace(positive=[[SOURCE[0][0].repeat(1, 3, 1), {}]])
     edit = chain(("MDPCondition", {"weight": 0.5, "end": 1.0}))
     mixed = edited(model, repeated, SOURCE, NEGATIVE, cfg=CFG, edits=edit)
     wanted = edited(model, path, SOURCE, NEGATIVE, cfg=CFG)
@@ -149,8 +149,8 @@ def by_hand(model: Any, path: Any, step: Callable[..., Tensor]) -> Tensor:
 
 def test_two_chained_edits_are_the_composition_of_their_formulas(model, path, sample):
     def step(i, x, sigma, below, guided, source, latents):
-        w_eps = 0.8 * (1 - i / 3) if i < 3 else 0.0  # linear, the first half
-        w_x = 0.4 if i >= 3 else 0.0
+        w_eps = 0.8 * (1 - i / HALF) if i < HALF else 0.0  # linear, the first half
+        w_x = 0.4 if i >= HALF else 0.0
         d_a = (latents[i + 1] - latents[i]) / (below - sigma)
         x = x + (below - sigma) * ((1 - w_eps) * guided + w_eps * d_a)
         return (1 - w_x) * x + w_x * latents[i + 1]
@@ -167,7 +167,7 @@ def test_guidance_and_mask_are_the_composition_of_their_formulas(model, path, sa
     mask[:, 2:6, 3:9] = 1
 
     def step(i, x, sigma, below, guided, source, latents):
-        w = 0.6 if i < 3 else 0.0
+        w = 0.6 if i < HALF else 0.0
         x = x + (below - sigma) * ((1 - w) * guided + w * source)
         return mask * x + (1 - mask) * latents[i + 1]
 

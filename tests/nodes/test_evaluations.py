@@ -54,10 +54,15 @@ def cost(name: str, model: Any, **inputs: Any) -> float:
     return calls.evaluations
 
 
-def sampling_cost(model: Any, path: Any, *edit_names: str, **inputs: Any) -> float:
+def sampling_cost(
+    model: Any, path: Any, *edit_names: str, given: dict | None = None, **inputs: Any
+) -> float:
+    """The evaluations of the sampler with edits in the whole path, which are `given` as inputs."""
     edits: tuple = ()
     for name in edit_names:
-        window = {"mask": torch.ones(1, 8, 12)} if name == "MaskBlend" else {"end": 1.0}
+        window = (
+            {"mask": torch.ones(1, 8, 12)} if name == "MaskBlend" else {"end": 1.0, **(given or {})}
+        )
         edits = results(name, edits=edits, **window)[0]
     inputs = {"positive": TARGET, "negative": NEGATIVE} | inputs
     return cost("Sampler", model, path=path, edits=edits, **inputs)
@@ -93,12 +98,27 @@ def test_sampling_without_an_edit_takes_two_evaluations_a_step(model, inverted):
 
 @pytest.mark.parametrize("edit", ["MDPEpsilon", "MDPCondition", "MDPLatent", "MaskBlend"])
 def test_these_edits_cost_nothing_more(model, inverted, edit: str):
-    assert sampling_cost(model, inverted, edit) == 2 * STEPS
+    part = {} if edit == "MaskBlend" else {"weight": 0.7}
+    assert sampling_cost(model, inverted, edit, given=part) == 2 * STEPS
+
+
+def test_what_an_edit_replaces_by_the_source_is_not_predicted(model, inverted):
+    """The first two of six steps begin in the first half of the model's schedule."""
+    whole = {"weight": 1.0, "start": 0.0}
+    assert sampling_cost(model, inverted, "MDPEpsilon", given=whole) == 0
+    half = {**whole, "end": 0.5}
+    assert sampling_cost(model, inverted, "MDPEpsilon", given=half) == 2 * (STEPS - 2)
+    assert sampling_cost(model, inverted, "MDPLatent", given=whole) == 2 * STEPS
+
+
+def test_what_a_later_edit_asks_for_is_predicted_even_where_another_replaces_it(model, inverted):
+    chain = ("MDPEpsilon", "MDPGuidance")
+    assert sampling_cost(model, inverted, *chain, given={"weight": 1.0}) == 3 * STEPS
 
 
 def test_a_whole_chain_of_them_costs_nothing_more(model, inverted):
     chain = ("MDPCondition", "MDPEpsilon", "MDPLatent", "MaskBlend")
-    assert sampling_cost(model, inverted, *chain) == 2 * STEPS
+    assert sampling_cost(model, inverted, *chain, given={"weight": 0.7}) == 2 * STEPS
 
 
 def test_guidance_mixing_costs_one_evaluation_more_a_step(model, inverted):
@@ -113,7 +133,8 @@ def test_guidance_mixing_on_a_recorded_path_shares_an_equal_negative(model, reco
 
 
 def test_a_later_start_takes_only_the_steps_that_are_left(model, inverted):
-    assert sampling_cost(model, inverted, "MDPEpsilon", start=0.5) == STEPS
+    """The last four of six steps begin in the second half of the model's schedule."""
+    assert sampling_cost(model, inverted, "MDPLatent", start=0.5) == 2 * (STEPS - 2)
 
 
 @pytest.mark.parametrize("method", ["noise", "x0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -11,7 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffusion_path.inversion.path import FILE_VERSION, DiffusionPath, load_path, save_path
+from diffusion_path.core.path import DiffusionPath
+from diffusion_path.edits.diffedit import MaskBlend
+from diffusion_path.edits.null_text import NullText
+from diffusion_path.edits.proximal import Proximal
+from diffusion_path.inversion.path_file import FILE_VERSION, load_path, save_path
 
 
 def prompt(seed: int, **options) -> list:
@@ -40,6 +45,8 @@ def same(a: object, b: object) -> bool:
         return False
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
+    if dataclasses.is_dataclass(a):
+        return same(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -53,12 +60,12 @@ def round_trip(path: DiffusionPath, folder: Path) -> DiffusionPath:
 
 
 def test_a_loaded_path_is_the_saved_one_bit_for_bit(tmp_path: Path):
-    assert same(vars(round_trip(a_path(), tmp_path)), vars(a_path()))
+    assert same(round_trip(a_path(), tmp_path), a_path())
 
 
 def test_a_path_without_a_negative_has_none_after_loading(tmp_path: Path):
     path = a_path(negative=None, cfg=1.0)
-    assert same(vars(round_trip(path, tmp_path)), vars(path))
+    assert same(round_trip(path, tmp_path), path)
 
 
 def test_pooled_vectors_areas_masks_and_timestep_ranges_survive(tmp_path: Path):
@@ -70,28 +77,50 @@ def test_pooled_vectors_areas_masks_and_timestep_ranges_survive(tmp_path: Path):
         *prompt(5, attention_mask=torch.ones(1, 77, dtype=torch.int64)),
     ]
     path = a_path(positive=positive * 3)  # more than ten entries: "1." is a prefix of "11." too
-    assert same(vars(round_trip(path, tmp_path)), vars(path))
+    assert same(round_trip(path, tmp_path), path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_precision_of_a_prompt_is_kept(tmp_path: Path, dtype: torch.dtype):
     path = a_path(positive=[[torch.randn(1, 77, 16).to(dtype), {}]])
-    assert same(vars(round_trip(path, tmp_path)), vars(path))
+    assert same(round_trip(path, tmp_path), path)
 
 
 def test_one_prompt_in_both_roles_and_views_of_larger_tensors_can_be_saved(tmp_path: Path):
     both = prompt(1)
     large = a_path()
     path = a_path(positive=both, negative=both, latents=large.latents[1:], sigmas=large.sigmas[1:])
-    assert same(vars(round_trip(path, tmp_path)), vars(path))
+    assert same(round_trip(path, tmp_path), path)
     strided = a_path(latents=torch.randn(4, 2, 6, 8, 4).movedim(-1, 2))
-    assert same(vars(round_trip(strided, tmp_path)), vars(strided))
+    assert same(round_trip(strided, tmp_path), strided)
 
 
 def test_a_path_made_in_inference_mode_can_be_saved(tmp_path: Path):
     with torch.inference_mode():
         path = a_path()
-    assert same(vars(round_trip(path, tmp_path)), vars(path))
+    assert same(round_trip(path, tmp_path), path)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        (NullText(embeddings=torch.randn(3, 2, 77, 16), cfg=7.5),),
+        (
+            NullText(embeddings=torch.randn(1, 1, 77, 16), cfg=7.5),
+            Proximal(norm="l1", quantile=0.6),
+        ),
+        (MaskBlend(mask=torch.rand(1, 64, 96)),),
+        (
+            NullText(embeddings=torch.randn(3, 2, 77, 16), cfg=7.5),
+            MaskBlend(mask=torch.ones(2, 6, 8)),
+        ),
+    ],
+    ids=["null text", "proximal", "mask", "null text and mask"],
+)
+def test_the_edits_that_a_path_begins_with_survive(tmp_path: Path, own: tuple):
+    path = a_path(edits=own)
+    assert same(round_trip(path, tmp_path), path)
+    assert not same(round_trip(path, tmp_path), a_path())
 
 
 @pytest.mark.parametrize("option", ["control", "hooks", "gligen"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion_path.samplers.diffusion import Mixing, derivative, guidance
+from diffusion_path.core.diffusion import Mixing, derivative
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 
@@ -33,9 +33,3 @@ def test_an_eps_network_sees_the_same_input_after_rescaling():
 def test_a_flow_network_sees_the_latent_as_it_is():
     x = torch.randn(1, 4, 6, 8)
     assert Mixing(flow=True).rescale(x, 0.2, 0.5) is x
-
-
-def test_guidance_goes_from_the_negative_through_the_positive():
-    negative, positive = torch.zeros(3), torch.ones(3)
-    assert guidance(negative, positive, 7.5).tolist() == [7.5] * 3
-    assert guidance(negative, positive, 0.0).tolist() == [0.0] * 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusion_path.samplers.schedules import kept_steps, spaced_sigmas, window
+from diffusion_path.core.schedules import boundaries, spaced_sigmas, window
 
 TABLE = torch.linspace(0.03, 14.6, 1000, dtype=torch.float64)
 
@@ -72,12 +72,23 @@ def test_an_unknown_spacing_is_refused_with_the_known_ones():
         spaced_sigmas(TABLE, 10, "karras")
 
 
+def evenly(steps: int) -> list[float]:
+    """Noise levels from 10 to 0 with as many steps, each of an equal part of the schedule."""
+    return [10 * (1 - i / steps) for i in range(steps + 1)]
+
+
+def percent_to_sigma(percent: float) -> float:
+    """Of the schedule whose levels `evenly` gives."""
+    return 10 * (1 - percent)
+
+
 @pytest.mark.parametrize(
     ("steps", "fraction", "kept"),
     [(50, 1.0, 50), (50, 0.5, 25), (10, 0.7, 7), (10, 0.29, 2), (10, 0.05, 0), (7, 0.5, 3)],
 )
 def test_a_fraction_keeps_whole_steps_rounded_down(steps: int, fraction: float, kept: int):
-    assert kept_steps(steps, fraction) == kept
+    """The steps that the clean part of a path has."""
+    assert len(window(evenly(steps), 1 - fraction, 1.0, percent_to_sigma)) == kept
 
 
 @pytest.mark.parametrize(
@@ -92,13 +103,36 @@ def test_a_fraction_keeps_whole_steps_rounded_down(steps: int, fraction: float, 
     ],
 )
 def test_a_window_holds_the_steps_from_start_to_before_end(start: float, end: float, chosen: range):
-    assert list(window(10, start, end)) == list(chosen)
-    assert list(window(10, start, end)) == [
-        i for i in range(10) if round(start * 10, 9) <= i < round(end * 10, 9)
-    ]
+    found = list(window(evenly(10), start, end, percent_to_sigma))
+    assert found == list(chosen)
+    assert found == [i for i in range(10) if round(start * 10, 9) <= i < round(end * 10, 9)]
+
+
+def test_a_window_is_a_part_of_the_models_schedule_and_not_of_the_paths_steps():
+    """Levels that crowd at the clean end: most of the steps begin late in the schedule."""
+    crowded = [10.0, 6.0, 3.0, 1.5, 0.7, 0.3, 0.0]
+    assert window(crowded, 0.0, 0.5, percent_to_sigma) == range(2)
+    assert window(crowded, 0.5, 1.0, percent_to_sigma) == range(2, 6)
+    assert window(crowded[2:], 0.0, 0.5, percent_to_sigma) == range(0)
+
+
+def test_boundaries_lie_between_the_levels_and_enclose_the_schedule():
+    for levels in (evenly(7), [10.0, 6.0, 3.0, 1.5, 0.7, 0.3, 0.0]):
+        found = boundaries(torch.tensor(levels), percent_to_sigma)
+        assert (found[0], found[-1], len(found)) == (0.0, 1.0, len(levels))
+        for between, above, below in zip(found[1:], levels, levels[1:-1], strict=False):
+            assert below < percent_to_sigma(between) < above
+
+
+def test_levels_between_which_the_schedule_has_nothing_are_refused():
+    coarse = torch.tensor([10.0, 4.2, 4.1, 0.0])
+    with pytest.raises(ValueError, match=r"no start or end percent .* levels 4\.2 and 4\.1"):
+        boundaries(coarse, lambda percent: round(percent_to_sigma(percent)))
 
 
 def test_windows_that_meet_share_no_step_and_leave_none_out():
     for steps in (7, 10, 50):
         for middle in (0.1, 0.3, 0.5, 0.7, 0.9):
-            assert [*window(steps, 0, middle), *window(steps, middle, 1)] == list(range(steps))
+            first = window(evenly(steps), 0, middle, percent_to_sigma)
+            rest = window(evenly(steps), middle, 1, percent_to_sigma)
+            assert [*first, *rest] == list(range(steps))

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion_path.inversion.path import DiffusionPath
-from diffusion_path.samplers.diffusion import Mixing, derivative
-from diffusion_path.samplers.path_sampler import ddim_step, sample_path
-from diffusion_path.tests.analytic import GaussianDenoiser, condition, inverted, levels
+from diffusion_path.core.diffusion import Mixing
+from diffusion_path.core.path import DiffusionPath
+from diffusion_path.samplers.solvers import DDIM
+from diffusion_path.tests.analytic import (
+    GaussianDenoiser,
+    condition,
+    fresh,
+    inverted,
+    levels,
+    recorded,
+    sampled,
+)
 
 each_family = pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 SOURCE, TARGET, NEGATIVE = condition(0), condition(1, scale=0.8), condition(2, scale=0.3)
 
 
 def sample(denoiser: GaussianDenoiser, path: DiffusionPath, **options) -> Tensor:
-    return sample_path(denoiser, path, TARGET, NEGATIVE, SOURCE, None, **options).latents
+    return sampled(denoiser, path, TARGET, NEGATIVE, source=SOURCE, **options)
 
 
 @each_family
@@ -27,7 +36,7 @@ def test_without_edits_it_is_euler_under_the_target_from_the_paths_own_noise(flo
     path = inverted(denoiser)
     x, wanted = path.latents[0], [path.latents[0]]
     for sigma, below in pairwise(path.sigmas.tolist()):
-        negative, positive = denoiser(x, sigma, [NEGATIVE, TARGET])
+        negative, positive = (denoiser.denoised(x, sigma, one) for one in (NEGATIVE, TARGET))
         x = x + (below - sigma) * (x - (negative + 7.5 * (positive - negative))) / sigma
         wanted.append(x)
     torch.testing.assert_close(sample(denoiser, path), torch.stack(wanted))
@@ -53,15 +62,18 @@ def test_progress_tells_of_every_step_in_order():
 @each_family
 def test_a_step_with_eta_0_is_an_euler_step(flow: bool):
     x, denoised = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64).unbind()
-    d = derivative(x, denoised, 0.8)
-    stepped = ddim_step(Mixing(flow=flow), x, d, 0.8, 0.5, eta=0.0)
-    assert torch.equal(stepped, x + (0.5 - 0.8) * d)
+    stepped = DDIM(eta=0.0, noise=partial(fresh, None)).step(
+        Mixing(flow=flow), x, denoised, 0.8, 0.5
+    )
+    assert torch.equal(stepped, x + (0.5 - 0.8) * (x - denoised) / 0.8)
 
 
 @each_family
 def test_a_step_to_the_clean_image_adds_no_noise(flow: bool):
     x, denoised = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64).unbind()
-    stepped = ddim_step(Mixing(flow=flow), x, derivative(x, denoised, 0.8), 0.8, 0.0, eta=1.0)
+    stepped = DDIM(eta=1.0, noise=partial(fresh, None)).step(
+        Mixing(flow=flow), x, denoised, 0.8, 0.0
+    )
     torch.testing.assert_close(stepped, denoised)
 
 
@@ -77,13 +89,13 @@ def test_a_step_keeps_the_signal_and_the_noise_level_whatever_eta(flow: bool, et
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 1, 4, 250, 400, generator=generator).unbind()
     x = mixing.noised(x0, noise, sigma)
-    stepped = ddim_step(mixing, x, derivative(x, x0, sigma), sigma, below, eta, generator)
+    stepped = DDIM(eta, partial(fresh, generator)).step(mixing, x, x0, sigma, below)
     left = stepped - mixing.signal(below) * x0
     assert float(left.std()) == pytest.approx(below, rel=0.01)
     ratio = below * mixing.signal(sigma) / (sigma * mixing.signal(below))
-    fresh = eta * (1 - ratio**2) ** 0.5
+    renewed = eta * (1 - ratio**2) ** 0.5
     correlation = float((left * noise).mean() / left.std())
-    assert correlation == pytest.approx((1 - fresh**2) ** 0.5, abs=0.01)
+    assert correlation == pytest.approx((1 - renewed**2) ** 0.5, abs=0.01)
 
 
 @each_family
@@ -97,15 +109,7 @@ def test_sampling_with_noise_reaches_the_distribution_of_the_data(flow: bool, et
         denoiser.mixing.signal(sigma) * TARGET.mean
         + denoiser.variance(sigma, TARGET) ** 0.5 * noise
     )
-    path = DiffusionPath(
-        sigmas=sigmas,
-        latents=exact_start[None],
-        positive=[],
-        negative=None,
-        cfg=1.0,
-        fingerprint={},
-    )
-    end = sample(denoiser, path, cfg=1.0, eta=eta, generator=generator)[-1]
+    end = recorded(denoiser, exact_start, sigmas, TARGET, eta=eta, generator=generator)[-1]
     exact_variance = denoiser.variance(float(sigmas[-1]), TARGET)
     assert float((end - TARGET.mean).var()) == pytest.approx(exact_variance, rel=0.03)
     assert float((end - TARGET.mean).mean()) == pytest.approx(0, abs=0.01)
