@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_path.attention.align import Prompt
-from diffusion_path.attention.plan import UNCHANGED, Attention
-from diffusion_path.edits.base import Step
+from diffusion_path.attention.plan import Attention
+from diffusion_path.core.edit import Step
+from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.edits.paint_with_words import PaintWithWords
-from diffusion_path.inversion.path import DiffusionPath
 
 B, HEADS, WIDTH, H, W, S, T = 2, 3, 4, 4, 6, 5, 7
 LAYER = ("input", 1, 0)
@@ -45,7 +45,7 @@ def output(maps: Tensor, v: Tensor) -> Tensor:
 
 def controlled(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What the target's part of a call becomes, behind the source's."""
-    from diffusion_path.attention.control import Control
+    from diffusion_path.host.unet import AttentionControl
 
     options = {
         "n_heads": HEADS,
@@ -55,7 +55,8 @@ def controlled(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "cond_or_uncond": [1, 0],
         "uuids": ["source", "target"],
     }
-    control = Control(attention, nn.Module(), (H, W), [(0, "target")], (1, "source"))
+    control = AttentionControl(nn.Module())
+    control.begin(attention, (B, 4, H, W), [(0, "target")], (1, "source"))
     out = control.cross_attention(LAYER, None, q, k, v, options)
     plain = output(scores(q, k).softmax(dim=-1), v)
     torch.testing.assert_close(out[:B], plain[:B])  # the source's own part is left alone
@@ -69,15 +70,18 @@ def test_a_painted_phrase_has_its_scores_raised_as_in_the_paper(copies: int):
     mask[:, :H, :W] = 1
     prompt = Prompt(text="", tokens=(0,) * T, words=(), embedding=torch.zeros(1, T, 1))
     edit = PaintWithWords(prompt=prompt, columns=columns, mask=mask, strength=strength)
-    path: Any = DiffusionPath(
+    path = DiffusionPath(
         sigmas=torch.tensor([sigma, 0.1]),
-        latents=torch.zeros(1, B, 4, H, W),
+        latents=torch.zeros(2, B, 4, H, W),
         positive=[],
         negative=None,
         cfg=1.0,
         fingerprint={},
     )
-    step = Step(index=0, path=path, source=None, mix=lambda a, b, weight: a)
+    source = Source(path, lambda percent: sigma * (1 - percent))
+    nobody: Any = None
+    step = Step(source=source, denoiser=nobody, x=path.latents[0], sigma=sigma, sigma_next=0.1)
+    edit = edit.prepare(source, torch.device("cpu"), torch.float32)
     q, k, v = rows(H * W, 0), rows(T, 1).repeat(1, copies, 1), rows(T, 2).repeat(1, copies, 1)
 
     one = scores(q[B:], k[B:, :T])
@@ -86,7 +90,7 @@ def test_a_painted_phrase_has_its_scores_raised_as_in_the_paper(copies: int):
     w = strength * math.log(1 + sigma) * one.amax(dim=(2, 3), keepdim=True)
     wanted = output((one + w * inside.flatten(0, 1)).softmax(dim=-1), v[B:, :T])
 
-    found = controlled(edit.attention(step, UNCHANGED), q, k, v)
+    found = controlled(edit.patch(step, None), q, k, v)
     torch.testing.assert_close(found, wanted)
 
 

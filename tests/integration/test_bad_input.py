@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +245,7 @@ def test_a_path_that_guidance_has_nothing_to_make_up_for(model, path, name):
     inputs = {"positive": SOURCE, "negative": NEGATIVE, "latent_image": latent(), "steps": 2}
     guided = results("DDIMInversion", model=model, cfg=2.0, **inputs)[0]
     act(guided, "made at guidance 2", "set cfg of DDIM Inversion to 1")
-    act(dataclasses.replace(path, positive=[]), "no source prompt", "DDIM Inversion")
+    act(path._replace(positive=[]), "no source prompt", "DDIM Inversion")
     done = results("NegativePromptInversion", path=path)[0]
     act(done, "has embeddings for its negative already")
     regional = results("DDIMInversion", model=model, **(inputs | {"positive": SOURCE * 2}))[0]
@@ -286,7 +285,7 @@ def test_null_text_inversion_on_a_model_that_is_streamed_from_memory(comfy, path
         def is_dynamic(self) -> bool:
             return True
 
-    from diffusion_path.samplers.denoiser import with_gradients
+    from diffusion_path.host.model import with_gradients
 
     plain = tiny_models.sd15()
     streamed = Streamed(plain.model, plain.load_device, plain.offload_device)
@@ -297,7 +296,7 @@ def test_null_text_inversion_on_a_model_that_is_streamed_from_memory(comfy, path
 
 
 def test_null_text_inversion_on_a_model_that_is_partly_elsewhere(model, path):
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     def loop(denoiser: Any, conditions: dict, progress: Any) -> None:
         inside = denoiser.model.diffusion_model.out

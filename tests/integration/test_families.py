@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -430,5 +429,5 @@ def test_a_source_that_no_edit_reads_costs_nothing_whatever_its_areas(sd15: Fami
     with network_calls(sd15.model) as asked:
         latent = sd15.edit(path)
     assert asked.evaluations == 2 * STEPS
-    plain = replace(path, positive=sd15.source)
+    plain = path._replace(positive=sd15.source)
     assert torch.equal(latent, sd15.edit(plain))

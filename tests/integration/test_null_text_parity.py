@@ -62,7 +62,7 @@ def test_its_own_setting_reproduces_the_published_algorithm(
     """Embeddings and losses, over the first ten steps."""
     from diffusion_path.benchmarks.reference_null_text import Reference
     from diffusion_path.inversion.null_text import null_text_inversion
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     path, _ = invert(case)
     shrink = (1 + path.sigmas**2).sqrt().view(-1, 1, 1, 1, 1)
@@ -71,7 +71,7 @@ def test_its_own_setting_reproduces_the_published_algorithm(
     theirs, losses = Reference(pipeline).optimize(latents, source, empty, COMPARED)
 
     def loop(denoiser: Any, conditions: dict, progress: Any) -> Any:
-        part = denoiser.path_in(path).latents[: COMPARED + 1]
+        part = torch.stack([denoiser.latent_in(one) for one in path.latents[: COMPARED + 1]])
         prompts = conditions["source"], conditions["empty"]
         published = {"optimizer": "adam", "learning_rate": 0.01, "early_stop": 1e-5}
         return null_text_inversion(denoiser, part, path.sigmas, *prompts, **published)

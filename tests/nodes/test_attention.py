@@ -6,13 +6,17 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from diffusion_path.attention.maps import attention_maps
+from diffusion_path.attention.plan import Watch, of
+from diffusion_path.core.denoiser import Query
+from diffusion_path.core.edit import Step
+from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.tests import tiny_models
 from diffusion_path.tests.calls import call, edited, network_calls, refused, results, state, text
 
@@ -171,10 +175,20 @@ def test_the_chain_of_three_is_the_same_in_every_order(demo: Demo):
 
 
 def attention_at(edit: Any, index: int, steps: int = 10) -> Any:
-    from diffusion_path.attention.plan import UNCHANGED
+    """What an edit does at a step of a path whose steps are equal parts of the schedule."""
+    step = step_at(torch.linspace(10, 0, steps + 1), index)
+    edit = edit.prepare(step.source, torch.device("cpu"), torch.float32)
+    return of(edit.patch(step, None))
 
-    path = SimpleNamespace(steps=steps, sigmas=torch.linspace(10, 0, steps + 1))
-    return edit.attention(SimpleNamespace(index=index, path=path), UNCHANGED)
+
+def step_at(sigmas: Tensor, index: int) -> Step:
+    latents = torch.zeros(len(sigmas), 1, 4, 16, 16)
+    known = {"positive": [], "negative": None, "cfg": 1.0, "fingerprint": {}}
+    path = DiffusionPath(sigmas=sigmas, latents=latents, **known)
+    source = Source(path, lambda percent: float(sigmas[0]) * (1 - percent))
+    sigma, below = sigmas[index : index + 2].tolist()
+    nobody: Any = None
+    return Step(source=source, denoiser=nobody, x=latents[0], sigma=sigma, sigma_next=below)
 
 
 def test_an_override_acts_on_its_word_only(demo: Demo):
@@ -267,8 +281,7 @@ def paint(demo: Demo, edits: tuple = (), **inputs: Any) -> tuple:
 @pytest.mark.parametrize("index", [0, 3])
 def test_a_phrase_has_more_of_its_map_where_it_is_painted(demo: Demo, index: int):
     """At one and the same latent."""
-    from diffusion_path.attention.plan import UNCHANGED, Watch
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     def share(edit: Any) -> float:
         weights = torch.zeros(len(edit.prompt.tokens), 1)
@@ -276,11 +289,12 @@ def test_a_phrase_has_more_of_its_map_where_it_is_painted(demo: Demo, index: int
         watch = Watch(weights=weights, resolution=0)
 
         def look(denoiser: Any, conditions: dict, progress: Any) -> Tensor:
-            path = denoiser.path_in(demo.path)
-            attention = edit.attention(SimpleNamespace(index=index, path=path), UNCHANGED)
-            main = path.latents[index], float(path.sigmas[index]), conditions["positive"]
-            watched = replace(attention, watched=(watch,))
-            return denoiser.guided(*main, None, 1.0, attention=watched).seen[watch]
+            step = step_at(demo.path.sigmas, index)
+            there = edit.prepare(step.source, denoiser.device, denoiser.dtype)
+            watched = replace(there.patch(step, None), watched=(watch,))
+            latent = denoiser.latent_in(demo.path.latents[index])
+            query = Query(latent, conditions["positive"], watched)
+            return denoiser.predict([query], step.sigma).seen[watch]
 
         path = demo.path
         with torch.inference_mode():
@@ -324,15 +338,16 @@ def maps_of(demo: Demo, **inputs: Any) -> Any:
 
 
 def test_the_maps_of_all_tokens_sum_to_1_at_each_place(demo: Demo):
-    from diffusion_path.attention.maps import attention_maps
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     prompt = demo.pair(PEAR)[2].source
 
     def look(denoiser: Any, conditions: dict, progress: Any) -> Tensor:
         columns = [[column] for column in range(len(prompt.tokens))]
-        main = denoiser.path_in(demo.path), conditions["positive"]
-        return attention_maps(denoiser, *main, prompt, columns, steps=[0, 3], progress=progress)
+        source = Source(
+            demo.path, denoiser.percent_to_sigma, denoiser.latent_in, conditions["positive"]
+        )
+        return attention_maps(denoiser, source, prompt, columns, steps=[0, 3], progress=progress)
 
     path = demo.path
     with torch.inference_mode():
@@ -356,7 +371,7 @@ def test_each_word_has_its_map_as_a_picture_and_as_a_mask(demo: Demo):
     assert float(maps.min()) >= 0 and float(images.min()) >= 0 and float(images.max()) <= 1
     assert output.ui["images"]
     # the first word of the second picture comes after all words of the first
-    alone = maps_of(demo, path=replace(demo.path, latents=demo.path.latents[:, 1:]))
+    alone = maps_of(demo, path=demo.path._replace(latents=demo.path.latents[:, 1:]))
     torch.testing.assert_close(alone.args[1], maps[len(words) :], rtol=0, atol=1e-4)
 
 
@@ -462,8 +477,8 @@ def test_attention_maps_refuses(demo: Demo, other: Any):
     act("no attention layer has resolution 7", "choose one of", resolution=7)
     act("invert or record", path=other)
     area = [[demo.source[0][0], {**demo.source[0][1], "area": (8, 8, 0, 0), "strength": 1.0}]]
-    act("the path's prompt is set to an area", path=replace(demo.path, positive=area))
-    empty = replace(demo.path, positive=demo.negative)
+    act("the path's prompt is set to an area", path=demo.path._replace(positive=area))
+    empty = demo.path._replace(positive=demo.negative)
     act("has no words", path=empty, prompts=demo.pair("")[2])
 
 
@@ -554,7 +569,7 @@ def test_a_batch_is_edited_as_each_of_its_pictures_alone(demo: Demo):
     edits = paint(demo, chain(demo.pair(PEAR)[2], *ALL), prompt=PEAR, phrase="pear")
     both = demo.edit(PEAR, edits)
     for i in range(2):
-        alone = replace(demo.path, latents=demo.path.latents[:, i : i + 1])
+        alone = demo.path._replace(latents=demo.path.latents[:, i : i + 1])
         latent = demo.edit(PEAR, edits, path=alone)
         torch.testing.assert_close(latent, both[i : i + 1], rtol=0, atol=1e-4)
 
@@ -742,7 +757,7 @@ def test_a_controlnet_may_be_on_either_prompt(
     if sides != "source":
         target = controlled(tiny.target, network)
     if sides != "target":
-        path = replace(path, positive=controlled(path.positive, network))
+        path = path._replace(positive=controlled(path.positive, network))
     inputs = {"positive": target, "path": path}
     latent = tiny.edit(**inputs)
     assert_changed(latent, tiny.edit(**inputs, edits=()), 1e-4)
@@ -773,7 +788,7 @@ def test_a_prompt_for_a_part_of_the_picture_may_stand_beside_the_pairs(
 
 def test_a_source_for_a_part_of_the_picture_may_stand_beside_the_pairs(tiny: Family):
     area = [[tiny.negative[0][0], {"area": (8, 6, 0, 0), "strength": 1.0}]]
-    inputs = {"path": replace(tiny.path, positive=[*area, *tiny.path.positive])}
+    inputs = {"path": tiny.path._replace(positive=[*area, *tiny.path.positive])}
     assert_changed(tiny.edit(**inputs), tiny.edit(**inputs, edits=()), 1e-4)
 
 
@@ -784,7 +799,7 @@ def test_a_prompt_that_begins_late_is_edited_from_there_on(tiny: Family, late: s
         positive = [[tiny.target[0][0], timed], *tiny.negative]
         assert_changed(tiny.edit(positive=positive), tiny.edit(), 1e-4)
     else:
-        path = replace(tiny.path, positive=[[tiny.path.positive[0][0], timed]])
+        path = tiny.path._replace(positive=[[tiny.path.positive[0][0], timed]])
         assert_changed(tiny.edit(path=path), tiny.edit(), 1e-4)
 
 
@@ -805,7 +820,7 @@ def test_a_lora_acts_and_is_gone_afterwards(tiny: Family):
 
 def replaced(model: Any, kind: str, patch: Callable) -> Any:
     """A clone with a replacement of all of its attention layers of a kind."""
-    from diffusion_path.attention.control import attention_layers
+    from diffusion_path.host.unet import attention_layers
 
     clone = model.clone()
     for layer in attention_layers(model.model.diffusion_model):
@@ -839,7 +854,7 @@ def test_a_replacement_of_one_block_is_found_for_all_of_its_layers(tiny: Family)
 
 def test_what_a_replacement_adds_to_cross_attention_stays(tiny: Family):
     """As an image prompt does: its share comes on top of the edited maps."""
-    from diffusion_path.attention.control import _blocks
+    from diffusion_path.host.unet import _blocks
 
     def more(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         return ordinary(q, k, v, options) + 0.5
