@@ -112,7 +112,15 @@ def test_an_empty_latent_where_a_picture_is_needed(model, act):
 
 def test_a_video_s_latent_to_find_a_mask_in(model):
     video = {"samples": torch.randn(1, 4, 3, 8, 12)}
-    find_mask(model, "5 dimensions", "a picture's latent", latent_image=video)
+    find_mask(model, "5 dimensions", "works on 4", "own VAE", latent_image=video)
+    import comfy.latent_formats
+
+    class Video(comfy.latent_formats.SD15):
+        latent_dimensions = 3
+
+    films = model.clone()
+    films.add_object_patch("latent_format", Video())
+    find_mask(films, "3 frames", "a picture's latent", latent_image=video)
 
 
 @pytest.mark.parametrize("name", ["positive", "negative", "source", "target"])
@@ -162,12 +170,17 @@ def test_trailing_steps_so_many_that_the_last_goes_nowhere(model, act):
 
 
 def test_a_strength_that_leaves_no_step(model):
-    invert(model, "strength 0.2 leaves no step of 4", "raise steps", strength=0.2)
-    find_mask(model, "strength 0.01 leaves no step of 50", strength=0.01)
+    """Of four trailing steps the last begins at three quarters of the schedule."""
+    said = ("strength 0.2 leaves no step of 4", "make the path with more steps")
+    invert(model, *said, strength=0.2, spacing="trailing")
+    invert(model, "strength 0.0 leaves no step of 4", strength=0.0)
+    find_mask(model, "strength 0.0 leaves no step of 50", strength=0.0)
 
 
 def test_a_start_that_leaves_no_step(model, path):
-    sample(model, path, "start 0.9 leaves no step of 4", start=0.9)
+    inputs = {"positive": SOURCE, "latent_image": latent(), "steps": 4, "spacing": "trailing"}
+    trailing = results("DDIMInversion", model=model, **inputs)[0]
+    sample(model, trailing, "start 0.9 leaves no step of 4", start=0.9)
     sample(model, path, "start 1.0 leaves no step of 4", start=1.0)
 
 
@@ -175,13 +188,26 @@ def test_a_start_that_leaves_no_step(model, path):
 @pytest.mark.parametrize(
     "sigmas",
     [
-        torch.tensor([1.0, 2.0, 0.5]),
+        torch.tensor([1.0, 2.0, 0.0]),
         torch.tensor([2.0, 2.0, 0.0]),
-        torch.tensor([2.0, float("nan"), 0.0]),
     ],
 )
 def test_sigmas_that_do_not_fall(model, act, sigmas):
     act(model, "do not fall at every step", "sigmas that fall", sigmas=sigmas)
+
+
+@pytest.mark.parametrize("act", [invert, record])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 20.0])
+def test_sigmas_that_the_model_does_not_know(model, act, wrong):
+    said = ("noise levels from 14.61 to 0", "a scheduler of this model")
+    act(model, *said, sigmas=torch.tensor([wrong, 2.0, 0.0]))
+    act(model, *said, sigmas=torch.tensor([2.0, wrong, 0.0]))
+
+
+@pytest.mark.parametrize("act", [invert, record])
+def test_sigmas_that_end_before_the_picture_is_clean(model, act):
+    said = ("sigmas ends at noise level 0.5", "use sigmas that end at 0")
+    act(model, *said, sigmas=torch.tensor([2.0, 1.0, 0.5]))
 
 
 @pytest.mark.parametrize("act", [invert, record])
@@ -248,8 +274,9 @@ def test_a_path_that_guidance_has_nothing_to_make_up_for(model, path, name):
     act(path._replace(positive=[]), "no source prompt", "DDIM Inversion")
     done = results("NegativePromptInversion", path=path)[0]
     act(done, "has embeddings for its negative already")
-    regional = results("DDIMInversion", model=model, **(inputs | {"positive": SOURCE * 2}))[0]
-    act(regional, "has 2 parts", "a single CLIP Text Encode")
+    for prompt in ([*SOURCE, *TARGET], SOURCE * 2):
+        regional = results("DDIMInversion", model=model, **(inputs | {"positive": prompt}))[0]
+        act(regional, "has 2 parts", "a single CLIP Text Encode")
 
 
 def test_null_text_inversion_on_a_model_that_is_no_whole(comfy, path):

@@ -245,8 +245,8 @@ def test_factors_of_two_nodes_multiply(demo: Demo):
 @pytest.mark.parametrize(
     ("edits", "evaluations"),
     [
-        ((("PromptToPrompt", {"cross_replace": 0.5, "self_replace": 0.2}),), 2 * STEPS + 3),
-        ((("PromptToPrompt", {"cross_replace": 0.0, "self_replace": 0.3}),), 2 * STEPS + 2),
+        ((("PromptToPrompt", {"cross_replace": 0.5, "self_replace": 0.2}),), 2 * STEPS + 2),
+        ((("PromptToPrompt", {"cross_replace": 0.0, "self_replace": 0.6}),), 2 * STEPS + 3),
         ((STRONGER,), 2 * STEPS),
         ((BLEND,), 3 * STEPS),
         (ALL, 3 * STEPS),

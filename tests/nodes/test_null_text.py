@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import re
 from collections.abc import Callable
@@ -128,7 +127,7 @@ def test_half_precision_will_do(comfy: Path, dtype: torch.dtype):
 
 def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
     from diffusion_path.inversion.null_text import null_text_inversion
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     kept: dict[bool, int] = {}
 
@@ -223,7 +222,7 @@ def test_an_edited_path_can_be_walked_again_as_it_was(sd15: Family):
 
 
 def test_a_file_keeps_embeddings_and_proximal_guidance(sd15: Family, tmp_path: Path):
-    from diffusion_path.inversion.path import load_path, save_path
+    from diffusion_path.inversion.path_file import load_path, save_path
 
     for path in (
         sd15.invert(**ADAM).args[0],
@@ -288,7 +287,7 @@ def test_the_pooled_vector_stays_that_of_the_prompt_it_starts_from(comfy: Path):
 def test_reading_the_source_off_its_path_is_direct_inversions_rectification(sd15: Family):
     """PnP inversion (Ju et al., ICLR 2024, algorithm 1): at each step the source branch is moved
     by its distance from the stored latent, o_i = x_A[i+1] - step(x_A[i]); so it is the path."""
-    from diffusion_path.samplers.denoiser import run
+    from diffusion_path.host.guider import run
 
     path = sd15.path
 
