@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..attention.align import PromptPair
-from ..inversion.path import DiffusionPath
+from ..core.path import DiffusionPath
 from .batch import Demo, node
 from .edits import RESULTS
 from .speed import seconds
@@ -79,8 +79,8 @@ def ways(
     model: Any, clip: Any, size: int, steps: int, width: int | None
 ) -> dict[str, Callable[[], Any]]:
     """A plain run of the sampler, and others in which each step has control."""
+    from ..host.model import fingerprint
     from ..nodes.support import path_sigmas
-    from ..samplers.denoiser import fingerprint
 
     source, target, pair = prompts(clip, width)
     sigmas = path_sigmas(model, steps, "leading")

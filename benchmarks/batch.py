@@ -24,6 +24,7 @@ import_comfy()
 import comfy.utils  # noqa: E402
 import nodes as comfy_nodes  # noqa: E402
 
+from ..edits.null_text import NullText  # noqa: E402
 from ..nodes import NODES  # noqa: E402
 
 comfy.utils.set_progress_bar_enabled(False)
@@ -148,9 +149,13 @@ class Batch:
                 (embedding, options), *_ = path.negative
                 pooled = {"pooled_output": options["pooled_output"][i : i + 1]}
                 part["negative"] = [[embedding[i : i + 1], {**options, **pooled}]]
-            if path.null_embeddings is not None:
-                part["null_embeddings"] = path.null_embeddings[:, i : i + 1]
-            one.__dict__["_path"] = (replace(path, **part), cost // len(self.edits))
+            part["edits"] = tuple(
+                replace(own, embeddings=own.embeddings[:, i : i + 1])
+                if isinstance(own, NullText)
+                else own
+                for own in path.edits
+            )
+            one.__dict__["_path"] = (path._replace(**part), cost // len(self.edits))
             yield one
 
     @property

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..demo import MODEL
 from ..demo.judge import Judge
+from ..edits.null_text import NullText
 from .batch import Batch, Demo, node
 from .edits import RESULTS, draw_edits
 from .reference_null_text import Reference
@@ -51,11 +52,11 @@ class Turns:
     def path(self) -> Any:
         """The path of all the pictures together."""
         latents = torch.cat([path.latents for path in self.paths], dim=1)
-        embeddings = torch.cat([path.null_embeddings for path in self.paths], dim=1)
+        owns = [own for path in self.paths for own in path.edits]
+        embeddings = torch.cat([own.embeddings for own in owns], dim=1)
         negative = [[torch.cat([path.negative[0][0] for path in self.paths]), {}]]
-        return replace(
-            self.paths[0], latents=latents, null_embeddings=embeddings, negative=negative
-        )
+        own = NullText(embeddings=embeddings, cfg=owns[0].cfg)
+        return self.paths[0]._replace(latents=latents, edits=(own,), negative=negative)
 
 
 @contextmanager
@@ -99,11 +100,8 @@ def take_turns(demo: Demo, batches: list[Batch]) -> tuple[Turns, Turns]:
         )
 
         with torch.inference_mode():
-            published.paths.append(
-                replace(
-                    inverted, cfg=7.5, negative=batch.empty, null_embeddings=torch.stack(embeddings)
-                )
-            )
+            own = NullText(embeddings=torch.stack(embeddings), cfg=7.5)
+            published.paths.append(inverted._replace(cfg=7.5, negative=batch.empty, edits=(own,)))
             before = demo.counter.evaluations
             with backwards(demo.model.model.diffusion_model) as counted:
                 started = time.perf_counter()

@@ -61,8 +61,8 @@ def test_its_own_setting_reproduces_the_published_algorithm(
 ):
     """Embeddings and losses, over the first ten steps."""
     from diffusion_path.benchmarks.reference_null_text import Reference
-    from diffusion_path.inversion.null_text import null_text_inversion
     from diffusion_path.host.guider import run
+    from diffusion_path.inversion.null_text import null_text_inversion
 
     path, _ = invert(case)
     shrink = (1 + path.sigmas**2).sqrt().view(-1, 1, 1, 1, 1)

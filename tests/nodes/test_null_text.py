@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 from collections.abc import Callable
@@ -12,13 +13,38 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_path.core.denoiser import guided
+from diffusion_path.edits.null_text import NullText
+from diffusion_path.edits.proximal import Proximal
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import call, edited, network_calls, results, state, text
+from diffusion_path.tests.calls import Calls, call, edited, network_calls, results, state, text
 
-STEPS, CFG = 5, 3.0
-ADAM = {"optimizer": "adam", "start_from": "negative"}
+STEPS, CFG, TOKENS = 3, 3.0, 8
+ADAM = {"optimizer": "adam", "start_from": "negative", "learning_rate": 0.1}
 WAYS: dict[str, dict] = {"source": {}, "negative": {"start_from": "negative"}, "adam": ADAM}
 each_way = pytest.mark.parametrize("way", WAYS)
+
+LEFT = {
+    "SD15": (0.98, 0.83, 0.87),
+    "TinyV": (0.97, 0.96, 0.993),
+    "SDXL": (0.965, 0.77, 0.85),
+    "SD3": (0.996, 0.979, 0.992),
+}
+"""What may be left of the distance to the source in each of the ways: half-way between what there
+is and what embeddings moved as far at random, or the other way, leave."""
+
+
+class Way(NamedTuple):
+    """What a node has made, what it asked of the network, and the model before and after."""
+
+    output: Any
+    calls: Calls
+    before: dict
+    after: dict
+
+    @property
+    def path(self) -> Any:
+        return self.output.args[0]
 
 
 class Family(NamedTuple):
@@ -29,6 +55,16 @@ class Family(NamedTuple):
     negative: list
     path: Any
     noise: dict
+    ways: dict[str, Way]
+
+    def way(self, name: str) -> Way:
+        """Null-text inversion in one of the ways, made once."""
+        if name not in self.ways:
+            before = state(self.model)
+            with network_calls(self.model, 2) as calls:
+                output = self.invert(**WAYS[name])
+            self.ways[name] = Way(output, calls, before, state(self.model))
+        return self.ways[name]
 
     def invert(self, path: Any = None, **inputs: Any) -> Any:
         """Null-text inversion, exact enough to be seen in these models of random weights."""
@@ -48,40 +84,59 @@ class Family(NamedTuple):
 def family_of(name: str, batch: int = 2, **options: Any) -> Family:
     width = {"sd15": 16, "sd2_v": 24, "sdxl": 16, "sd3": 32}[name]
     pooled = {"sdxl": 1280, "sd3": 2048}.get(name)
-    source, negative = (tiny_models.conditioning(width, pooled=pooled, seed=s) for s in (0, 1))
+    source, negative = (
+        tiny_models.conditioning(width, TOKENS, pooled, seed=seed) for seed in (0, 1)
+    )
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(batch, 16 if name == "sd3" else 4, 8, 12, generator=generator)
     with torch.inference_mode():  # as the executor loads models: their weights cannot be trained
         model = getattr(tiny_models, name)(**options)
     inputs = {"positive": source, "latent_image": {"samples": picture}, "steps": STEPS}
     path, noise = results("DDIMInversion", model=model, **inputs)
-    return Family(model, source, negative, path, noise)
+    return Family(model, source, negative, path, noise, {})
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd2_v", "sdxl", "sd3"])
-def family(request: pytest.FixtureRequest, comfy: Path) -> Family:
-    return family_of(request.param)
+def own(path: Any) -> NullText:
+    """The embeddings that a path begins with."""
+    (found,) = (edit for edit in path.edits if isinstance(edit, NullText))
+    return found
+
+
+def bare(path: Any, start: list) -> Any:
+    """The path with the embedding that the search began with."""
+    return path._replace(edits=(NullText(embeddings=start[0][0][None], cfg=path.cfg),))
 
 
 @pytest.fixture(scope="module")
-def sd15(comfy: Path) -> Family:
-    return family_of("sd15")
+def families(comfy: Path) -> Callable[[str], Family]:
+    return functools.cache(family_of)
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd2_v", "sdxl", "sd3"])
+def family(request: pytest.FixtureRequest, families: Callable) -> Family:
+    return families(request.param)
+
+
+@pytest.fixture(scope="module")
+def sd15(families: Callable) -> Family:
+    return families("sd15")
 
 
 @each_way
 def test_guidance_comes_closer_to_the_source_and_the_model_stays_as_it_was(
     family: Family, way: str
 ):
-    before = state(family.model)
-    path, negative, plot = family.invert(**WAYS[way]).args
-    assert state(family.model) == before
-    embeddings = path.null_embeddings
+    found = family.way(way)
+    assert found.before == found.after
+    path, negative, plot = found.output.args
+    embeddings = own(path).embeddings
     assert embeddings.shape == (STEPS, 2, *family.source[0][0].shape[1:])
     assert embeddings.dtype == torch.float32 and not embeddings.requires_grad
     assert bool(torch.isfinite(embeddings).all())
     start = family.source if way == "source" else family.negative
-    plain = dataclasses.replace(path, null_embeddings=start[0][0][None], negative=start)
-    assert family.missed(path) < 0.999 * family.missed(plain)
+    assert path.negative is start and path.cfg == own(path).cfg == CFG
+    limit = LEFT[type(family.model.model.model_config).__name__][list(WAYS).index(way)]
+    assert family.missed(path) < limit * family.missed(bare(path, start))
     assert len(negative) == STEPS
     assert plot.ndim == 4 and plot.shape[-1] == 3 and float(plot.min()) < float(plot.max()) <= 1
 
@@ -89,7 +144,7 @@ def test_guidance_comes_closer_to_the_source_and_the_model_stays_as_it_was(
 def test_weights_are_the_very_same_tensors_afterwards(sd15: Family):
     before = list(sd15.model.model.diffusion_model.state_dict(keep_vars=True).values())
     assert any(weight.is_inference() for weight in before)
-    sd15.invert(**WAYS["negative"])
+    sd15.invert(**WAYS["negative"], inner_steps=1)
     after = sd15.model.model.diffusion_model.state_dict(keep_vars=True).values()
     assert all(a is b for a, b in zip(after, before, strict=True))
     assert all(weight.grad is None for weight in before)
@@ -104,9 +159,9 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("way", ["source", "adam"])
 def test_nothing_is_kept_alive_but_the_outputs(sd15: Family, way: str):
-    sd15.invert(**WAYS[way])
+    sd15.invert(**WAYS[way], inner_steps=1)
     before = live_bytes()
-    output = sd15.invert(**WAYS[way])
+    output = sd15.invert(**WAYS[way], inner_steps=1)
     assert live_bytes() > before
     graphs = [one for one in gc.get_objects() if isinstance(one, Tensor) and one.grad_fn]
     assert not graphs
@@ -120,14 +175,14 @@ def test_half_precision_will_do(comfy: Path, dtype: torch.dtype):
     half = family_of("sd15", batch=1, dtype=dtype)
     assert half.model.model.get_dtype() == dtype
     path, _, _ = half.invert(start_from="negative", cfg=7.5).args
-    assert path.null_embeddings.dtype == torch.float32
-    plain = dataclasses.replace(path, null_embeddings=half.negative[0][0][None])
-    assert half.missed(path, cfg=7.5) < 0.999 * half.missed(plain, cfg=7.5)
+    assert own(path).embeddings.dtype == torch.float32
+    plain = half.missed(bare(path, half.negative), cfg=7.5)
+    assert half.missed(path, cfg=7.5) < 0.65 * plain  # it is 0.38; at random 4.3
 
 
 def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
-    from diffusion_path.inversion.null_text import null_text_inversion
     from diffusion_path.host.guider import run
+    from diffusion_path.inversion.null_text import null_text_inversion
 
     kept: dict[bool, int] = {}
 
@@ -142,10 +197,10 @@ def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
                 alive[storage.data_ptr()] = storage.nbytes()
                 return tensor
 
-            latents = denoiser.path_in(sd15.path).latents
+            latents = torch.stack([denoiser.latent_in(one) for one in sd15.path.latents])
             options = {"cfg": CFG, "inner_steps": 1, "early_stop": 1e-9}
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                prompts = conditions["source"], conditions["null"]
+                prompts = conditions["positive"], conditions["negative"]
                 found = null_text_inversion(
                     denoiser, latents, sd15.path.sigmas, *prompts, **options
                 )
@@ -156,7 +211,7 @@ def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
 
         return loop
 
-    prompts = {"source": sd15.source, "null": sd15.negative}
+    prompts = {"positive": sd15.source, "negative": sd15.negative}
     with torch.inference_mode():
         both = [
             run(sd15.model, prompts, sd15.path.clean, sd15.path.sigmas, loop(sparing), steps=STEPS)
@@ -171,7 +226,7 @@ def test_the_negative_drives_comfyuis_own_sampler(family: Family, way: str):
     import comfy.sample
     import comfy.samplers
 
-    path, negative, _ = family.invert(**WAYS[way]).args
+    path, negative, _ = family.way(way).output.args
     noise = family.noise["samples"]
     euler = comfy.samplers.sampler_object("euler")
     arguments = (euler, path.sigmas, family.source, negative, noise)
@@ -183,20 +238,31 @@ def test_the_negative_drives_comfyuis_own_sampler(family: Family, way: str):
 
 
 def test_it_costs_what_it_says(sd15: Family):
-    for way in WAYS.values():
-        with network_calls(sd15.model, 2) as calls:
-            output = sd15.invert(**way)
-        said = re.search(r"(\d+) network evaluations and (\d+) backwards", text(output))
-        assert said and int(said[1]) == calls.evaluations
+    for name in WAYS:
+        way = sd15.way(name)
+        said = re.search(r"(\d+) network evaluations and (\d+) backwards", text(way.output))
+        assert said and int(said[1]) == way.calls.evaluations
     with network_calls(sd15.model, 2) as calls:
         output = sd15.invert(early_stop=1.0)
     assert calls.evaluations == STEPS
     assert f"{STEPS} network evaluations and 0 backwards; {STEPS} steps needed" in text(output)
 
 
+def test_where_a_patch_may_tell_a_negative_from_a_positive_the_source_is_asked_as_both(
+    sd15: Family,
+):
+    patched = sd15.model.clone()
+    patched.set_model_unet_function_wrapper(
+        lambda apply, args: apply(args["input"], args["timestep"], **args["c"])
+    )
+    with network_calls(patched, 2) as calls:
+        sd15.invert(model=patched, early_stop=1.0)
+    assert calls.evaluations == 2 * STEPS
+
+
 def test_the_sampler_uses_the_embeddings_by_itself_in_place_of_its_negative(sd15: Family):
-    path, _, _ = sd15.invert(**WAYS["negative"]).args
-    other = tiny_models.conditioning(16, seed=7)
+    path = sd15.way("negative").path
+    other = tiny_models.conditioning(16, TOKENS, seed=7)
     output = call("Sampler", model=sd15.model, path=path, positive=sd15.source, negative=other)
     latent = output.args[0]["samples"]
     assert torch.equal(latent, edited(sd15.model, path, sd15.source, sd15.negative))
@@ -210,12 +276,13 @@ def test_the_sampler_uses_the_embeddings_by_itself_in_place_of_its_negative(sd15
         cfg=CFG,
         start=0.4,
     )[2]
-    assert torch.equal(late.null_embeddings, path.null_embeddings[2:])
+    assert late.steps == STEPS - 1
+    assert torch.equal(own(late).embeddings, own(path).embeddings[1:])
 
 
 def test_an_edited_path_can_be_walked_again_as_it_was(sd15: Family):
-    path, _, _ = sd15.invert(**WAYS["negative"]).args
-    target = tiny_models.conditioning(16, seed=7)
+    path = sd15.way("negative").path
+    target = tiny_models.conditioning(16, TOKENS, seed=7)
     inputs = {"model": sd15.model, "positive": target, "negative": sd15.negative, "cfg": CFG}
     once = results("Sampler", path=path, **inputs)[2]
     assert torch.equal(results("Sampler", path=once, **inputs)[2].latents, once.latents)
@@ -225,13 +292,16 @@ def test_a_file_keeps_embeddings_and_proximal_guidance(sd15: Family, tmp_path: P
     from diffusion_path.inversion.path_file import load_path, save_path
 
     for path in (
-        sd15.invert(**ADAM).args[0],
+        sd15.way("adam").path,
         results("NegativePromptInversion", path=sd15.path, proximal="l1", quantile=0.6)[0],
     ):
         save_path(path, tmp_path / "path.safetensors")
         loaded = load_path(tmp_path / "path.safetensors")
-        assert torch.equal(loaded.null_embeddings, path.null_embeddings)
-        assert loaded.proximal == path.proximal
+        assert torch.equal(own(loaded).embeddings, own(path).embeddings)
+        kept = [
+            [edit for edit in one.edits if isinstance(edit, Proximal)] for one in (loaded, path)
+        ]
+        assert kept[0] == kept[1]
         assert torch.equal(sd15.retrace(loaded), sd15.retrace(path))
 
 
@@ -239,14 +309,16 @@ def test_a_lora_acts_and_is_gone_afterwards(sd15: Family):
     patched = sd15.model.clone()
     weights = sd15.model.model.state_dict()
     keys = [key for key in weights if key.endswith("attn2.to_k.weight")]
-    patched.add_patches({key: (torch.ones_like(weights[key]),) for key in keys}, 0.3)
+    patched.add_patches({key: (torch.ones_like(weights[key]),) for key in keys}, 3.0)
     before = state(sd15.model)
-    plain = sd15.invert(start_from="negative").args[0].null_embeddings
+    own_model = sd15.way("negative").path
+    plain = own(own_model).embeddings
     found = sd15.invert(model=patched, start_from="negative").args[0]
-    assert not torch.allclose(found.null_embeddings, plain)
-    bare = dataclasses.replace(found, null_embeddings=sd15.negative[0][0][None])
-    assert sd15.missed(found, model=patched) < 0.999 * sd15.missed(bare, model=patched)
-    assert torch.equal(sd15.invert(start_from="negative").args[0].null_embeddings, plain)
+    assert not torch.allclose(own(found).embeddings, plain)
+    unfound = sd15.missed(bare(found, sd15.negative), model=patched)
+    assert sd15.missed(found, model=patched) < 0.85 * unfound
+    assert sd15.missed(found, model=patched) < 0.98 * sd15.missed(own_model, model=patched)
+    assert torch.equal(own(sd15.invert(start_from="negative").args[0]).embeddings, plain)
     assert state(sd15.model) == before
 
 
@@ -265,21 +337,20 @@ def test_it_goes_through_a_controlnet_too(sd15: Family):
     assert not torch.allclose(path.latents[0], sd15.path.latents[0])
     before = state(sd15.model)
     found = sd15.invert(path, negative=negative, start_from="negative").args[0]
-    bare = dataclasses.replace(found, null_embeddings=negative[0][0][None])
 
     def missed(path: Any) -> float:
         return float((edited(sd15.model, path, source, negative, cfg=CFG) - path.clean).norm())
 
-    assert missed(found) < 0.999 * missed(bare)
+    assert missed(found) < 0.69 * missed(bare(found, negative))  # without the ControlNet 0.71
     assert state(sd15.model) == before
     after = control.control_model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(after, weights, strict=True))
 
 
-def test_the_pooled_vector_stays_that_of_the_prompt_it_starts_from(comfy: Path):
-    family = family_of("sdxl")
+def test_the_pooled_vector_stays_that_of_the_prompt_it_starts_from(families: Callable):
+    family = families("sdxl")
     for start, prompt in (("source", family.source), ("negative", family.negative)):
-        _, negative, _ = family.invert(start_from=start).args
+        _, negative, _ = family.way(start).output.args
         pooled = prompt[0][1]["pooled_output"]
         assert all(torch.equal(options["pooled_output"], pooled) for _, options in negative)
 
@@ -292,21 +363,22 @@ def test_reading_the_source_off_its_path_is_direct_inversions_rectification(sd15
     path = sd15.path
 
     def rectified(denoiser: Any, conditions: dict, progress: Any) -> Tensor:
-        stored, sigmas = denoiser.path_in(path).latents, path.sigmas.tolist()
+        stored = [denoiser.latent_in(one) for one in path.latents]
+        sigmas = path.sigmas.tolist()
         x, walked = stored[0], [stored[0]]
-        prompts = conditions["source"], conditions["negative"]
+        prompts = conditions["positive"], conditions["negative"]
 
         def step(x: Tensor, i: int) -> Tensor:
-            guided = denoiser.guided(x, sigmas[i], *prompts, CFG).denoised
-            return x + (sigmas[i + 1] - sigmas[i]) * (x - guided) / sigmas[i]
+            denoised = guided(denoiser, x, sigmas[i], *prompts, CFG)
+            return x + (sigmas[i + 1] - sigmas[i]) * (x - denoised) / sigmas[i]
 
         for i in range(path.steps):
             offset = stored[i + 1] - step(stored[i], i)
             x = step(x, i) + offset
             walked.append(x)
-        return denoiser.latents_out(torch.stack(walked))
+        return torch.stack([denoiser.latent_out(one) for one in walked])
 
-    prompts = {"source": sd15.source, "negative": sd15.negative}
+    prompts = {"positive": sd15.source, "negative": sd15.negative}
     with torch.inference_mode():
         walked = run(sd15.model, prompts, path.clean, path.sigmas, rectified, steps=STEPS)
     torch.testing.assert_close(walked, path.latents, rtol=1e-4, atol=1e-4)
@@ -329,7 +401,7 @@ def test_the_source_prompt_as_negative_is_free_and_leads_back(sd15: Family):
 
 @pytest.mark.parametrize("proximal", ["l0", "l1"])
 def test_proximal_guidance_holds_the_edit_back(sd15: Family, proximal: str):
-    target = tiny_models.conditioning(16, seed=7)
+    target = tiny_models.conditioning(16, TOKENS, seed=7)
 
     def moved(**inputs: Any) -> float:
         path, _ = results("NegativePromptInversion", path=sd15.path, **inputs)
@@ -337,7 +409,7 @@ def test_proximal_guidance_holds_the_edit_back(sd15: Family, proximal: str):
         return float((latent - path.clean).norm())
 
     free = moved()
-    assert moved(proximal=proximal, quantile=0.9) < moved(proximal=proximal, quantile=0.5) < free
+    assert moved(proximal=proximal, quantile=0.95) < moved(proximal=proximal, quantile=0.7) < free
 
 
 def test_averaging_is_that_of_the_last_estimates(sd15: Family):
