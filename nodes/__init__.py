@@ -7,7 +7,8 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_maps import AttentionMaps
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
-from .files import LoadPath, PathPreview, SavePath, copy_example_inputs
+from .example import ExamplePicture
+from .files import LoadPath, PathPreview, SavePath
 from .guider import Guider, PathSampler
 from .local_blend import LocalBlend
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
@@ -21,6 +22,7 @@ from .sampler import Sampler
 
 NODES: list[type[io.ComfyNode]] = [
     DemoModel,
+    ExamplePicture,
     DDIMInversion,
     RecordPath,
     NullTextInversion,
@@ -49,10 +51,6 @@ NODES: list[type[io.ComfyNode]] = [
 
 class DiffusionPathExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
-
-    async def on_load(self) -> None:
-        """Put the example workflows' pictures where they load them from."""
-        copy_example_inputs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
+import os
+import time
+import unicodedata
 from pathlib import Path as FilePath
 
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..inversion.path_file import load_path, save_path
+from ..inversion.path_file import load_path, save_path, shown
 from .support import CATEGORY, Path, names_itself, tell
 
-EXAMPLE_INPUTS = FilePath(__file__).parent.parent / "example_workflows" / "inputs"
 SUFFIX = ".safetensors"
 OUTPUT = " [output]"
 SAVED = "diffusion_path"
+
+TIMES = {"Y": "year", "m": "month", "d": "day", "H": "hour", "M": "minute", "S": "second"}
+"""What may stand in a filename_prefix between percent signs."""
+
+LONGEST = 255
+"""Bytes that a file's name may have, on nearly every file system."""
+LONGEST_OF_ALL = 3000
+"""Letters that a name may have with the folders before it; systems know 4096 bytes at most."""
+NUMBER = len(f"_00001_{SUFFIX}") + 4
+"""Bytes that a saved file's name has beyond what the user wrote, up to a thousand million files."""
 
 
 def saved_files() -> list[str]:
@@ -29,38 +39,66 @@ def saved_files() -> list[str]:
     outputs = FilePath(folder_paths.get_output_directory())
     names = [file.name for file in inputs.glob(f"*{SUFFIX}")]
     saved = (outputs / SAVED).rglob(f"*{SUFFIX}")
-    return sorted(names) + sorted(file.relative_to(outputs).as_posix() + OUTPUT for file in saved)
+    names = sorted(names) + sorted(file.relative_to(outputs).as_posix() + OUTPUT for file in saved)
+    return [name for name in names if not wrong_letters(name)]
+
+
+def wrong_letters(name: str) -> bool:
+    """Whether a name has letters that no file's should: control characters, half characters."""
+    return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def inside(folder: str, name: str, meant: str) -> FilePath:
-    """The file `name` in `folder`; a name that leads out of it is refused."""
-    file = (FilePath(folder) / name).resolve()
-    if not folder_paths.is_within_directory(folder, str(file)):
-        raise ValueError(f"{name!r} lies outside ComfyUI's {meant} folder; use a name inside it")
-    return file
+    """The file `name` in `folder`; a name that leads out of it, or is none, is refused."""
+    if len(name) > LONGEST_OF_ALL:
+        raise ValueError(f"{shown(name)} is too long for a file's name; use a shorter one")
+    if wrong_letters(name):
+        raise ValueError(
+            f"{shown(name)} has control characters or broken letters in it; use another name"
+        )
+    parts = name.replace("\\", "/").split("/")
+    if any(len(part.encode()) > LONGEST for part in parts):
+        raise ValueError(f"{shown(name)} is too long for a file's name; use a shorter one")
+    file = os.path.realpath(os.path.join(folder, name))  # noqa: PTH118
+    if not folder_paths.is_within_directory(folder, file):
+        raise ValueError(
+            f"{shown(name)} lies outside ComfyUI's {meant} folder; use a name inside it"
+        )
+    return FilePath(file)
 
 
 def file_of(name: str) -> FilePath:
     """The file that an annotated name means."""
+    if not isinstance(name, str):
+        raise ValueError(f"file is {shown(str(name))}, which is no name; choose one from the list")
     if name.endswith(OUTPUT):
         folder = folder_paths.get_output_directory()
         return inside(folder, name.removesuffix(OUTPUT), "output")
     return inside(folder_paths.get_input_directory(), name, "input")
 
 
-def copy_example_inputs() -> None:
-    """Copy the example workflows' pictures, a few kB, into ComfyUI's input folder if missing.
+def dated(prefix: str) -> str:
+    """A prefix with the date and time in it, as ComfyUI's own nodes write them; no picture has a
+    size here."""
+    for code, name in TIMES.items():
+        prefix = prefix.replace(f"%{name}%", time.strftime(f"%{code}"))
+    return prefix.replace("%width%", "0").replace("%height%", "0")
 
-    They go into the folder itself: what lies deeper, Load Image runs but marks as missing.
-    """
-    folder = FilePath(folder_paths.get_input_directory())
-    try:
-        for picture in EXAMPLE_INPUTS.glob("*.png"):
-            if not (folder / picture.name).exists():
-                part = shutil.copyfile(picture, folder / f"{picture.name}.part")
-                part.replace(folder / picture.name)
-    except OSError as error:
-        logging.warning("ComfyUI-DiffusionPath: no example pictures in %s: %s", folder, error)
+
+def checked_prefix(prefix: str) -> str:
+    """A folder and name to save under, in its shortest form; what cannot be one is refused."""
+    prefix = dated(prefix)
+    inside(folder_paths.get_output_directory(), prefix, "output")
+    short = os.path.normpath(prefix)
+    name = os.path.basename(short)  # noqa: PTH119
+    if not name.strip(" ."):
+        raise ValueError(f"filename_prefix {shown(prefix)} has no name in it; write one, as in cat")
+    if len(name.encode()) + NUMBER > LONGEST:
+        raise ValueError(
+            f"filename_prefix {shown(prefix)} is too long for a file's name; use "
+            f"{LONGEST - NUMBER} bytes at most"
+        )
+    return short
 
 
 class SavePath(io.ComfyNode):
@@ -81,7 +119,8 @@ class SavePath(io.ComfyNode):
                     "filename_prefix",
                     default=f"{SAVED}/path",
                     tooltip="Folder and name within ComfyUI's output folder; a number is added. "
-                    f"Load Path lists what lies in {SAVED}.",
+                    f"Load Path lists what lies in {SAVED}. %year%, %month%, %day%, %hour%, "
+                    "%minute% and %second% are the time.",
                 ),
             ],
             outputs=[],
@@ -90,15 +129,28 @@ class SavePath(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix=None) -> bool | str:
+        if filename_prefix is None:  # it comes from another node
+            return True
+        try:
+            checked_prefix(filename_prefix)
+        except ValueError as error:
+            return f"Save Path: {error}."
+        return True
+
+    @classmethod
     @names_itself
     def execute(cls, path, filename_prefix) -> io.NodeOutput:
-        output = folder_paths.get_output_directory()
-        inside(output, filename_prefix, "output")
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, output
-        )
-        file = FilePath(folder) / f"{name}_{counter:05}_{SUFFIX}"
-        save_path(path, file)
+        prefix, output = checked_prefix(filename_prefix), folder_paths.get_output_directory()
+        try:
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+            file = FilePath(folder) / f"{name}_{counter:05}_{SUFFIX}"
+            save_path(path, file)
+        except OSError as error:
+            raise ValueError(
+                f"nothing can be written to {shown(prefix)}: {error.strerror}; free the place, or "
+                "use another filename_prefix"
+            ) from None
         return io.NodeOutput(ui=tell(cls, FilePath(subfolder, file.name).as_posix()))
 
 
@@ -126,17 +178,22 @@ class LoadPath(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
+    def validate_inputs(cls, file=None) -> bool | str:
+        if file is None:  # it comes from another node, or ComfyUI says itself that it is missing
+            return True
         try:
-            if not file_of(file).is_file():
-                return f"Load Path: there is no file {file!r}; save a path first."
+            if not os.path.isfile(file_of(file)):  # noqa: PTH113
+                return f"Load Path: there is no file {shown(file)}; save a path first."
         except ValueError as error:
             return f"Load Path: {error}."
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
-        state = file_of(file).stat()
+    def fingerprint_inputs(cls, file) -> str | float:
+        try:
+            state = file_of(file).stat()
+        except (OSError, ValueError):  # not known yet, or gone
+            return float("nan")
         return f"{file}:{state.st_mtime_ns}:{state.st_size}"
 
     @classmethod

@@ -324,6 +324,12 @@ def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
                 f"the path was made by a model whose {name} is {value}, but this model's is "
                 f"{mine.get(name)}; invert or record the picture again with this model"
             )
+    dimensions = model.get_model_object("latent_format").latent_dimensions
+    if path.clean.ndim != dimensions + 2:
+        raise ValueError(
+            f"the path's latents have {path.clean.ndim} dimensions, and this model works on "
+            f"{dimensions + 2}; invert or record the picture again with this model"
+        )
     if float(path.sigmas[0]) > highest_level(model) * (1 + CLOSE):
         raise ValueError(
             f"the path begins at noise level {float(path.sigmas[0]):.4g}, and this model's highest "

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 from PIL import Image
 
 from .host import Server, Workflow
-from .workflows import INPUTS, examples, twin_of
+from .workflows import EXAMPLE_PICTURE, examples, twin_of
 
 HEIGHT = 256
 GAP = 6
@@ -17,12 +16,11 @@ GAP = 6
 
 def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
     """The pictures that a workflow loads, then those that it shows, from left to right."""
-    loaded: list[Image.Image] = [
-        Image.open(INPUTS / Path(node["inputs"]["image"]).name)
-        for node in workflow.values()
-        if node["class_type"] == "LoadImage"
-    ]
     shown = server.images(server.run(workflow))
+    given = [node for node in shown if workflow[node]["class_type"] == EXAMPLE_PICTURE]
+    loaded: list[Image.Image] = [
+        Image.open(io.BytesIO(picture)) for node in given for picture in shown.pop(node)
+    ]
     shown = {node: pictures for node, pictures in shown.items() if ":" not in node}  # no subgraph's
     reports = {node for node in shown if "Report" in workflow[node]["class_type"]}
     made: list[Image.Image] = [

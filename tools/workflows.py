@@ -16,10 +16,10 @@ from .setup import ROOT
 
 EXAMPLES = ROOT / "example_workflows"
 TWINS = EXAMPLES / "api"
-INPUTS = EXAMPLES / "inputs"
 BROWSER = ROOT / "tests" / "browser"
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+EXAMPLE_PICTURE = "DiffusionPath_ExamplePicture"
 NOTES = ("Note", "MarkdownNote")
 
 

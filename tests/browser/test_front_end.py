@@ -13,6 +13,7 @@ from PIL import Image
 from diffusion_path.tools.demo import OUTPUT
 from diffusion_path.tools.host import Server
 from diffusion_path.tools.workflows import (
+    EXAMPLE_PICTURE,
     EXAMPLES,
     examples,
     front_end_to_api,
@@ -49,8 +50,8 @@ def test_the_front_end_exports_every_example_as_its_twin(server: Server):
 
 def test_an_error_in_a_workflow_is_seen_by_the_test_itself(server: Server, tmp_path: Path):
     workflow = json.loads((EXAMPLES / "mdp_epsilon.json").read_text())
-    (load,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
-    load["widgets_values"][0] = "no such picture.png"
+    (load,) = (node for node in workflow["nodes"] if node["type"] == EXAMPLE_PICTURE)
+    load["widgets_values"][0] = "no such picture"
     (tmp_path / "broken.json").write_text(json.dumps(workflow))
     shown = drop_and_run(server, tmp_path / "broken.json", tmp_path / "broken.png")
     assert shown["pictures"] == {}

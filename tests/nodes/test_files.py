@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import call, edited, node, results, text
+from diffusion_path.tests.calls import call, edited, node, refused, results, text
 
 SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
 
@@ -147,7 +151,7 @@ def test_a_missing_file_is_refused_when_the_workflow_is_queued_and_when_it_runs(
     assert "there is no file 'gone.safetensors'" in node("LoadPath").validate_inputs(
         "gone.safetensors"
     )
-    with pytest.raises(ValueError, match=r"^Load Path: there is no file gone\.safetensors"):
+    with pytest.raises(ValueError, match=r"^Load Path: there is no file 'gone\.safetensors'"):
         call("LoadPath", file="gone.safetensors")
 
 
@@ -157,7 +161,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(output: Path, content: bytes)
     with pytest.raises(ValueError) as refusal:
         call("LoadPath", file="bad.safetensors [output]")
     message = str(refusal.value)
-    assert message.startswith("Load Path: bad.safetensors is damaged") and message.endswith(".")
+    assert message.startswith("Load Path: 'bad.safetensors' is damaged") and message.endswith(".")
 
 
 def test_a_prompt_with_a_controlnet_is_refused_by_name_and_writes_nothing(model, output: Path):
@@ -169,3 +173,199 @@ def test_a_prompt_with_a_controlnet_is_refused_by_name_and_writes_nothing(model,
         call("SavePath", path=path)
     assert files(output) == []
     path.positive.pop()
+
+
+BAD_PREFIXES = {
+    "cat\0": "control characters",
+    "cat\n": "control characters",
+    "half a letter \ud800": "broken letters",
+    "": "has no name",
+    "...": "has no name",
+    "cats/ .": "has no name",
+    "cats/..": "has no name",
+    "c" * 300: "too long",
+    "c" * 5000: "too long",
+    "\N{CAT FACE}" * 60: "too long",
+    "cats" * 70 + "/cat": "too long",
+    "../outside/cat": "outside ComfyUI's output folder",
+}
+
+
+@pytest.mark.parametrize("prefix", BAD_PREFIXES)
+def test_a_name_that_no_file_can_have_is_refused_before_and_when_it_runs(path, output, prefix):
+    said = node("SavePath").validate_inputs(prefix)
+    refused("SavePath", BAD_PREFIXES[prefix], path=path, filename_prefix=prefix)
+    assert BAD_PREFIXES[prefix] in said and said.startswith("Save Path: ") and len(said) < 300
+    assert files(output.parent) == []
+
+
+def test_a_name_from_another_node_is_checked_when_it_runs(comfy):
+    assert node("SavePath").validate_inputs(None) is True
+
+
+def test_the_longest_name_there_is_can_be_saved_and_loaded(path, output: Path):
+    longest = "c" * 232
+    saved = text(call("SavePath", path=path, filename_prefix=f"cats/{longest}"))
+    assert node("SavePath").validate_inputs(longest) is True
+    assert "too long" in node("SavePath").validate_inputs(longest + "c")
+    assert torch.equal(results("LoadPath", file=f"{saved} [output]")[0].latents, path.latents)
+
+
+def test_the_prefix_may_hold_the_date_and_the_time(path, output: Path):
+    saved = text(call("SavePath", path=path, filename_prefix="%year%/cat-%month%-%day%"))
+    assert re.fullmatch(r"20\d\d/cat-\d\d-\d\d_00001_\.safetensors", saved)
+    assert files(output) == [saved]
+
+
+@pytest.mark.parametrize("prefix", ["cats/", "dogs/../cats", "./cats/."])
+def test_nothing_is_overwritten_however_a_name_is_written(path, output: Path, prefix: str):
+    for number in (1, 2):
+        saved = text(call("SavePath", path=path, filename_prefix=prefix))
+        assert saved == f"cats_0000{number}_.safetensors"
+    assert len(files(output)) == 2
+
+
+def test_a_file_in_a_folders_place_is_refused_in_one_sentence(path, output: Path):
+    (output / "cats").touch()
+    refused(
+        "SavePath", "nothing can be written to 'cats/cat'", path=path, filename_prefix="cats/cat"
+    )
+
+
+def test_a_date_that_a_link_leads_out_of_the_output_folder_is_refused(path, output: Path):
+    import time
+
+    (output / time.strftime("%Y")).symlink_to(output.parent / "outside", target_is_directory=True)
+    refused("SavePath", "outside ComfyUI's output", path=path, filename_prefix="%year%/cat")
+    assert files(output.parent) == []
+
+
+BAD_FILES = {
+    "c" * 5000: "too long",
+    "loop.safetensors": "there is no file",
+    "cat\0.safetensors": "control characters",
+    "\ud800 [output]": "broken letters",
+    "..": "outside ComfyUI's input folder",
+    ".. [output]": "outside ComfyUI's output folder",
+    "": "there is no file",
+    " [output]": "there is no file",
+    "folder.safetensors": "there is no file",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_name_that_is_no_path_file_is_refused_before_and_when_it_runs(comfy, output, name):
+    inputs = output.parent / "in"
+    (inputs / "loop.safetensors").symlink_to("loop.safetensors")
+    (inputs / "folder.safetensors").mkdir()
+    said = node("LoadPath").validate_inputs(name)
+    assert BAD_FILES[name] in said and said.startswith("Load Path: ") and len(said) < 300
+    refused("LoadPath", BAD_FILES[name], file=name)
+    node("LoadPath").fingerprint_inputs(name)
+
+
+@pytest.mark.parametrize("letters", [6000, 100_000])
+def test_a_name_of_thousands_of_folders_is_refused_before_and_when_it_runs(
+    path, output: Path, letters: int
+):
+    name = "c/" * (letters // 2)
+    for act, inputs in (("LoadPath", {"file": name}), ("SavePath", {"filename_prefix": name})):
+        assert "too long" in node(act).validate_inputs(name)
+        refused(act, "too long", **inputs, **({"path": path} if act == "SavePath" else {}))
+    assert math.isnan(node("LoadPath").fingerprint_inputs(name))
+    assert files(output.parent) == []
+
+
+@pytest.mark.parametrize("value", [5, True, {"file": "cat"}, ["cat"]])
+def test_what_is_no_name_at_all_is_refused_when_the_workflow_is_queued(comfy, output, value):
+    assert "is no name" in node("LoadPath").validate_inputs(value)
+    assert math.isnan(node("LoadPath").fingerprint_inputs(value))
+
+
+def test_a_file_that_another_node_names_is_checked_when_it_runs(comfy):
+    assert node("LoadPath").validate_inputs(None) is True
+    assert node("LoadPath").validate_inputs() is True
+    assert math.isnan(node("LoadPath").fingerprint_inputs(None))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no names of arbitrary bytes")
+def test_a_file_whose_name_cannot_be_shown_is_not_offered(comfy, output: Path):
+    inputs = output.parent / "in"
+    try:
+        (inputs / "\udcff.safetensors").touch()
+    except OSError:
+        pytest.skip("this file system has no names of arbitrary bytes")
+    (inputs / "good.safetensors").touch()
+    assert node("LoadPath").define_schema().inputs[0].options == ["good.safetensors"]
+
+
+def test_a_file_that_must_not_be_read_is_refused_in_one_sentence(comfy, output, monkeypatch):
+    from diffusion_path.inversion import path_file
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (output / "cat.safetensors").touch()
+    monkeypatch.setattr(path_file, "safe_open", forbidden)  # root may read everything
+    refused("LoadPath", "cannot be read: Permission denied", file="cat.safetensors [output]")
+
+
+def test_the_memory_of_a_path_is_seen_by_comfyuis_cache(path):
+    from comfy_execution.caching import (
+        RAM_CACHE_DEFAULT_RAM_USAGE,
+        CacheKeySetInputSignature,
+        RAMPressureCache,
+    )
+    from execution import CacheEntry
+
+    cache = RAMPressureCache(CacheKeySetInputSignature)
+    cache.cache["path"] = CacheEntry(ui={}, outputs=[[path]])
+    cache.used_generation["path"] = cache.timestamps["path"] = 0
+    cache.children["path"] = []
+    tensors = (path.sigmas, path.latents, path.positive[0][0])
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    freed = cache.ram_release(target=1 << 62, free_active=True)
+    assert freed - RAM_CACHE_DEFAULT_RAM_USAGE == size
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is one device only")
+def test_a_path_whose_prompt_is_on_the_graphics_card_is_loaded_into_ordinary_memory(path, output):
+    there = [[embedding.cuda(), options] for embedding, options in path.positive]
+    saved = text(call("SavePath", path=path._replace(positive=there)))
+    (loaded,) = results("LoadPath", file=f"{saved} [output]")
+    assert torch.equal(loaded.positive[0][0], path.positive[0][0])
+
+
+@pytest.mark.parametrize("picture", ["horse", "masked football", "painted places"])
+def test_an_example_picture_is_what_load_image_would_load(comfy, output: Path, picture: str):
+    import shutil
+
+    from nodes import LoadImage
+
+    from diffusion_path.nodes.example import PICTURES
+
+    shutil.copy(PICTURES / f"{picture.replace(' ', '_')}.png", output.parent / "in" / "one.png")
+    theirs, their_mask = LoadImage().load_image("one.png")
+    image, mask = results("ExamplePicture", picture=picture)
+    assert image.shape == (1, 128, 128, 3) and mask.shape == (1, 128, 128)
+    assert torch.equal(image, theirs)
+    assert torch.equal(mask, their_mask) if mask.any() else not their_mask.any()
+    assert mask.any() == (picture == "masked football")
+
+
+def test_every_picture_of_the_pack_is_offered_and_no_other_is_loaded(comfy):
+    from diffusion_path.nodes.example import PICTURES
+
+    offered = node("ExamplePicture").GET_SCHEMA().inputs[0].options
+    assert [f"{name.replace(' ', '_')}.png" for name in offered] == sorted(
+        file.name for file in PICTURES.iterdir()
+    )
+    for name in ("../mdp_epsilon", "zebra", ""):
+        refused("ExamplePicture", "there is no picture", "choose one", picture=name)
+
+
+def test_nothing_is_put_into_the_input_folder_at_start(comfy, output: Path):
+    from diffusion_path.nodes import DiffusionPathExtension
+
+    asyncio.run(DiffusionPathExtension().on_load())
+    assert files(output.parent / "in") == []

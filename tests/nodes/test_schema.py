@@ -11,6 +11,7 @@ from diffusion_path.tools.setup import ROOT
 
 NAMES = [
     "DemoModel",
+    "ExamplePicture",
     "DDIMInversion",
     "RecordPath",
     "NullTextInversion",
