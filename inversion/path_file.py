@@ -353,6 +353,8 @@ def _check_conditioning(
 def _check_option(name: str, option: str, value: Any, latents: Tensor) -> None:
     """Raise if an option of a CONDITIONING is not of its kind; latents are (N + 1, B, C, ...)."""
     places = latents.ndim - 3
+    if value is None and option in (*TENSORS, "pooled_output"):
+        return  # as if it was not there: a text encoder without a pooled vector says so
     if option in OBJECTS:
         raise ValueError(f"{shown(name)} is nothing that a file can keep")
     if option == "area":

@@ -38,8 +38,13 @@ def saved_files() -> list[str]:
     inputs = FilePath(folder_paths.get_input_directory())
     outputs = FilePath(folder_paths.get_output_directory())
     names = [file.name for file in inputs.glob(f"*{SUFFIX}")]
-    saved = (outputs / SAVED).rglob(f"*{SUFFIX}")
-    names = sorted(names) + sorted(file.relative_to(outputs).as_posix() + OUTPUT for file in saved)
+    saved = [  # os.walk minds no folder that goes while it looks
+        FilePath(folder, name).relative_to(outputs).as_posix() + OUTPUT
+        for folder, _, found in os.walk(outputs / SAVED)
+        for name in found
+        if name.endswith(SUFFIX)
+    ]
+    names = sorted(names) + sorted(saved)
     return [name for name in names if not wrong_letters(name)]
 
 

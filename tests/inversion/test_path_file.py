@@ -550,6 +550,8 @@ HARMLESS = {
     "a part of the picture": option("area", ["percentage", 0.5, 1.0, 0.5, 0.0]),
     "a mask without a batch": option("mask", torch.ones(16, 24)),
     "a part of the schedule": option("start_percent", 0.5),
+    "no pooled vector": option("pooled_output", None),
+    "no mask of tokens": option("attention_mask", None),
     "an option that nobody knows": option("something", {"deep": ["down", 1, None]}),
     "a tensor that nobody knows": option("something", torch.ones(2, 3)),
     "a note of somebody's": text("note", "[" * 1000),

@@ -79,6 +79,33 @@ def test_a_path_of_a_regional_prompt_edits_to_the_same_bits_after_loading(model,
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "width", "pooled", "channels"),
+    [("sd15", 16, None, 4), ("sd2_v", 24, None, 4), ("sdxl", 16, 1280, 4), ("sd3", 32, 2048, 16)],
+)
+@pytest.mark.parametrize("inversion", ["NullTextInversion", "NegativePromptInversion"])
+def test_a_path_with_its_own_negative_is_the_same_after_loading_in_every_family(
+    comfy, output: Path, inversion: str, family: str, width: int, pooled: int, channels: int
+):
+    tiny = getattr(tiny_models, family)()
+    prompt, empty = (tiny_models.conditioning(width, 8, pooled, seed) for seed in (1, 2))
+    picture = {"samples": torch.randn(2, channels, 8, 8), "noise_mask": torch.rand(1, 1, 64, 64)}
+    inputs = {"model": tiny, "positive": prompt, "latent_image": picture, "steps": 3}
+    source = results("DDIMInversion", strength=0.9, **inputs)[0]
+    more: dict = {"proximal": "l1"}
+    if inversion == "NullTextInversion":
+        more = {"model": tiny, "negative": empty, "inner_steps": 2, "cfg": 3.0}
+    made = results(inversion, path=source, **more)[0]
+    (loaded,) = results("LoadPath", file=text(call("SavePath", path=made)) + " [output]")
+    assert [type(edit) for edit in loaded.edits] == [type(edit) for edit in made.edits]
+    assert torch.equal(loaded.edits[0].embeddings, made.edits[0].embeddings)
+    assert loaded.edits[0].cfg == made.cfg and loaded.fingerprint == made.fingerprint
+    inputs = {"cfg": 3.0, "start": 0.5}
+    assert torch.equal(
+        edited(tiny, loaded, prompt, empty, **inputs), edited(tiny, made, prompt, empty, **inputs)
+    )
+
+
 def test_a_second_path_of_the_same_name_gets_the_next_number(path, output: Path):
     first, second = (text(call("SavePath", path=path, filename_prefix="cat")) for _ in range(2))
     assert files(output) == [first, second] == ["cat_00001_.safetensors", "cat_00002_.safetensors"]
