@@ -64,12 +64,13 @@ class EditReport(io.ComfyNode):
             raise ValueError(
                 f"before holds {len(before)} images, after {len(after)}; give 1 or {len(after)}"
             )
-        before, after = before[..., :3].expand(len(after), -1, -1, -1), after[..., :3]
+        before = before[..., :3].cpu().expand(len(after), -1, -1, -1)
+        after = after[..., :3].cpu()
         error = (after - before).square().mean(dim=-1)
         everywhere = torch.ones_like(error)
         lines = [f"PSNR {psnr(error, everywhere)} (higher is closer to the source)"]
         if mask is not None:
-            inside = comfy.utils.reshape_mask(mask, (len(after), 1, *error.shape[1:]))[:, 0]
+            inside = comfy.utils.reshape_mask(mask.cpu(), (len(after), 1, *error.shape[1:]))[:, 0]
             inside = (inside.expand_as(error) > 0.5).to(error)
             lines = [
                 *lines,

@@ -308,7 +308,8 @@ def check_conditioning(model: ModelPatcher, conditioning: Conditioning, name: st
                 f"{name} has no pooled vector, which this model needs; "
                 "encode the prompt with the CLIP of the same checkpoint"
             )
-        if embedding is not None and not bool(torch.isfinite(embedding).all()):
+        vectors = [one for one in (embedding, options.get("pooled_output")) if one is not None]
+        if not all(bool(torch.isfinite(one).all()) for one in vectors):
             raise ValueError(
                 f"{name} holds NaN or infinite values; look for a weight in the prompt that is no "
                 "number, or run the text encoder in fp32 (--fp32-text-enc)"

@@ -95,8 +95,8 @@ def record(setting: Setting) -> tuple[Tensor, torch.Size]:
 def null_text(setting: Setting) -> tuple[Tensor, torch.Size]:
     inputs = {"negative": setting.negative, "cfg": 5.0, "inner_steps": 1, "path": setting.path}
     found = results("NullTextInversion", model=setting.model, **inputs)[0]
-    batch = len(setting.path.clean)
-    return found.edits[0].embeddings, torch.Size((STEPS, batch, *setting.negative[0][0].shape[1:]))
+    embeddings = found.edits[0].embeddings
+    return embeddings, torch.Size((STEPS, len(setting.path.clean), *embeddings.shape[2:]))
 
 
 def mask(method: str) -> Callable[[Setting], tuple[Tensor, torch.Size]]:
