@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -150,7 +150,7 @@ class Batch:
                 pooled = {"pooled_output": options["pooled_output"][i : i + 1]}
                 part["negative"] = [[embedding[i : i + 1], {**options, **pooled}]]
             part["edits"] = tuple(
-                replace(own, embeddings=own.embeddings[:, i : i + 1])
+                own._replace(embeddings=own.embeddings[:, i : i + 1])
                 if isinstance(own, NullText)
                 else own
                 for own in path.edits

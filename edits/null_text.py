@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,22 +16,25 @@ from ..core.edit import Edit, Need, Step
 from ..core.path import Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class NullText(Edit):
-    """Give the negative another embedding, in all its parts.
+class Found(NamedTuple):
+    """What null-text inversion has found; a tuple, so that ComfyUI's cache sees how large it is.
 
     Attributes:
         embeddings: one for each step of the path (N or 1, B or 1, tokens, width).
         cfg: the guidance with which they lead back to the source; 1 is any.
     """
 
-    needs: ClassVar[Need] = Need.PATH
-
     embeddings: Tensor
     cfg: float = 1.0
 
+
+class NullText(Found, Edit):
+    """Give the negative another embedding, in all its parts."""
+
+    needs: ClassVar[Need] = Need.PATH
+
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
-        return replace(self, embeddings=self.embeddings.to(device, torch.float32))
+        return self._replace(embeddings=self.embeddings.to(device, torch.float32))
 
     def negative(self, step: Step, negative: Condition) -> Condition:
         number = min(step.index, len(self.embeddings) - 1)
@@ -42,4 +44,4 @@ class NullText(Edit):
         """The embeddings of the steps from `first` on."""
         if len(self.embeddings) == 1:
             return self
-        return replace(self, embeddings=self.embeddings[first:])
+        return self._replace(embeddings=self.embeddings[first:])

@@ -38,6 +38,9 @@ SD1.5 keeps 230 thousand: 1.8 GB for a picture of 512 x 512 in half precision.
 CALC = "sampler_calc_cond_batch_function"
 """The option of a MODEL that takes over the evaluation of both conditions."""
 
+OURS = "diffusion path"
+"""The key of our own wrappers."""
+
 OWN_CALL = ("area", "mask", "control", "gligen", "default", "timestep_start", "timestep_end")
 """What in a part depends on the latent, or on other parts, before the network sees it."""
 
@@ -112,7 +115,7 @@ class ComfyDenoiser:
         self._apart = [False]
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.APPLY_MODEL,
-            "diffusion path",
+            OURS,
             self.network,
             model_options,
             is_model_options=True,
@@ -272,7 +275,7 @@ class ComfyDenoiser:
         kinds = ("patches", "patches_replace", "wrappers", "optimized_attention_override")
         transformer = self.options.get("transformer_options", {})
         functions = (CALC, "model_function_wrapper", "context_handler")
-        theirs = {kind for kind in kinds if _used(transformer.get(kind), self.network)}
+        theirs = {kind for kind in kinds if _used(transformer.get(kind))}
         return (
             not theirs
             and not any(one in self.options for one in functions)
@@ -435,13 +438,11 @@ def conditions_chunks(condition: Conds, prompt: Any) -> list[Chunk]:
     ]
 
 
-def _used(found: Any, network: Network) -> bool:
-    """Whether something other than our own wrapper is in a dict of patches."""
+def _used(found: Any) -> bool:
+    """Whether something other than our own wrappers is in a dict of patches."""
     if isinstance(found, dict):
-        return any(_used(value, network) for value in found.values())
-    if isinstance(found, list):
-        return any(one is not network for one in found)
-    return found is not None
+        return any(_used(value) for key, value in found.items() if key != OURS)
+    return bool(found)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ..samplers.prediction import predict
 from ..samplers.solvers import DDIM
 from ..samplers.walk import down, walk, where
 from .conditions import Conds
-from .denoiser import ComfyDenoiser
+from .denoiser import OURS, ComfyDenoiser
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class PairGuider(comfy.samplers.CFGGuider):
 
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE,
-            "diffusion path",
+            OURS,
             begin,
             self.model_options,
             is_model_options=True,

@@ -90,11 +90,11 @@ def test_a_node_has_a_help_page(name: str):
         ),
         (
             "NullTextInversion",
-            {"cfg": 7.5, "inner_steps": 10, "learning_rate": 0.01, "early_stop": 8e-6},
+            {"cfg": 7.5, "inner_steps": 0, "learning_rate": 0.01, "early_stop": 0.0},
         ),
         (
             "NegativePromptInversion",
-            {"proximal": "none", "quantile": 0.7, "reconstruction": 0.6, "dilation": 1},
+            {"proximal": "none", "quantile": 0.7, "reconstruction": 0.6},
         ),
         ("RecordPath", {"seed": 0, "steps": 50, "cfg": 7.5, "spacing": "leading"}),
         (
