@@ -10,7 +10,7 @@ export VENV COMFYUI_PATH
 RUN := $(VENV)/bin/python -P -m
 PACK := diffusion_path
 
-.PHONY: help setup demo test lint format bench bench-model serve workflows browser
+.PHONY: help setup demo test lint format fuzz bench bench-model serve workflows browser
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,6 +33,9 @@ lint: setup  ## style and types
 format: setup  ## let ruff lay out the code and fix what it can
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
+
+fuzz: setup  ## random workflows: N executions from SEED, or the failure kept in REPLAY
+	@$(RUN) $(PACK).tools.fuzz $(if $(REPLAY),--replay $(REPLAY),$(or $(N),500) $(or $(SEED),0))
 
 bench: setup  ## every technique against the ground truth
 	@$(RUN) $(PACK).benchmarks

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
+SIZES = [(128, 128), (16, 512), (512, 16), (64, 64), (8, 8), (100, 75), (136, 72), (1, 1)]
 PREFIX = "fuzz-"
 SUFFIX = ".safetensors"
 
@@ -71,37 +72,25 @@ VALUES: dict[str, str | None] = {
     "surrogate": '"\\ud800"',
 }
 
-OPTIONS: dict[str, Any] = {
-    name: value
-    for key, values in {
-        "area": [
-            None,
-            "x",
-            [1],
-            [4, 4, 0, 0],
-            [0, 0, 0, 0],
-            [-1, 4, 0, 0],
-            ["percentage", 2, 1, 0, 0],
-        ],
-        "strength": ["x", None, math.nan, [], -1e30],
-        "mask": [3, "x", [[1]]],
-        "mask_strength": ["x", None],
-        "set_area_to_bounds": ["x", 1],
-        "start_percent": ["x", None, math.nan],
-        "end_percent": ["x", -3],
-        "timestep_start": ["x"],
-        "pooled_output": ["x", None, 3],
-        "embedding": [3, None, []],
-        "hooks": [1, {}],
-        "control": [{}, "x"],
-        "gligen": ["x"],
-        "model_conds": [{}, 3],
-        "uuid": [[]],
-        "attention_mask": ["x"],
-        "guidance": ["x"],
-        "": [3],
-    }.items()
-    for name, value in ((f"{key}-{k}", (key, value)) for k, value in enumerate(values))
+OPTIONS: dict[str, list[Any]] = {
+    "area": [None, "x", [1], [4, 4, 0, 0], [0, 0, 0, 0], [-1, 4, 0, 0], ["percentage", 2, 1, 0, 0]],
+    "strength": ["x", None, math.nan, [], -1e30],
+    "mask": [3, "x", [[1]]],
+    "mask_strength": ["x", None],
+    "set_area_to_bounds": ["x", 1],
+    "start_percent": ["x", None, math.nan],
+    "end_percent": ["x", -3],
+    "timestep_start": ["x"],
+    "pooled_output": ["x", None, 3],
+    "embedding": [3, None, []],
+    "hooks": [1, {}],
+    "control": [{}, "x"],
+    "gligen": ["x"],
+    "model_conds": [{}, 3],
+    "uuid": [[]],
+    "attention_mask": ["x"],
+    "guidance": ["x"],
+    "": [3],
 }
 
 RAW = ["empty", "garbage", "cut-8", "cut-100", "cut-half", "cut-last", "long-header", "picture",
@@ -121,7 +110,7 @@ class Files:
         self.folder = folder
         self.base: dict[str, bytes] = {}
         self.pictures: dict[str, tuple[int, int]] = {}
-        for width, height in [(128, 128), (16, 512), (512, 16), (8, 8), (100, 75), (1, 1)]:
+        for width, height in SIZES:
             self._picture(f"{PREFIX}{width}x{height}.png", "RGB", width, height)
         for mode in ("RGBA", "L", "I;16", "P", "CMYK"):
             kind = "jpg" if mode == "CMYK" else "png"
@@ -140,13 +129,19 @@ class Files:
 
     def names(self) -> list[list[str]]:
         """Names for Load Path in groups: right ones, and by how they are wrong."""
-        tensors, values, options = [], [], []
+        tensors: list[str] = []
+        texts: list[str] = []
+        options: list[str] = []
         for name, data in self.base.items():
             keys, metadata = unpack(data)
             tensors += [f"{name}-tensor-{key}-{kind}" for key in keys for kind in TENSORS]
-            values += [f"{name}-value-{key}-{kind}" for key in metadata for kind in VALUES]
-            options += [f"{name}-option-{kind}" for kind in OPTIONS]
-        groups = [list(self.base), [f"raw-{kind}" for kind in RAW], tensors, values, options]
+            texts += [f"{name}-value-{key}-{kind}" for key in metadata for kind in VALUES]
+            options += [
+                f"{name}-option-{key}-{k}"
+                for key, values in OPTIONS.items()
+                for k in range(len(values))
+            ]
+        groups = [list(self.base), [f"raw-{kind}" for kind in RAW], tensors, texts, options]
         return [[f"{PREFIX}{name}{SUFFIX}" for name in group] for group in groups]
 
     def write(self, text: str) -> None:
@@ -174,9 +169,9 @@ class Files:
             metadata = {k: v for k, v in metadata.items() if k != key}
             metadata |= {} if value is None else {key: value}
         else:
-            key, value = OPTIONS[rest]
+            key, k = rest.rsplit("-", 1)
             entries = json.loads(metadata["positive"])
-            entries[0][key] = value
+            entries[0][key] = OPTIONS[key][int(k)]
             metadata["positive"] = json.dumps(entries)
             if key == "embedding":
                 tensors.pop("positive.0.embedding", None)

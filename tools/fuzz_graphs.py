@@ -19,20 +19,19 @@ LOADER = OURS + "DemoModel"
 
 PATCHES = """
 APG CFGNorm CFGOverride CFGZeroStar ContextWindowsManual DifferentialDiffusion EasyCache
-Epsilon_Scaling FreSca FreeU FreeU_V2 HyperTile LazyCache Mahiro ModelComputeDtype ModelMergeSimple
+FreSca FreeU FreeU_V2 HyperTile LazyCache Mahiro ModelComputeDtype ModelMergeSimple
 ModelNoiseScale ModelSamplingAuraFlow ModelSamplingContinuousEDM ModelSamplingContinuousV
 ModelSamplingDiscrete ModelSamplingFlux ModelSamplingSD3 NAGuidance PatchModelAddDownscale PerpNeg
 PerturbedAttentionGuidance RenormCFG RescaleCFG SelfAttentionGuidance SkipLayerGuidanceDiT
 SkipLayerGuidanceDiTSimple SkipLayerGuidanceSD3 TCFG TemporalScoreRescaling TomePatchModel
 UNetCrossAttentionMultiply UNetSelfAttentionMultiply VideoLinearCFGGuidance
-""".replace("_Scaling", " Scaling").split()  # the one id with a space in it
+"""
 
-# fmt: off
 STOCK = """
-CLIPSetLastLayer CLIPAttentionMultiply CLIPTextEncode CLIPTextEncodeSDXL
+CLIPSetLastLayer CLIPAttentionMultiply CLIPTextEncode
 ConditioningAverage ConditioningCombine ConditioningConcat ConditioningSetArea
 ConditioningSetAreaPercentage ConditioningSetAreaStrength ConditioningSetMask
-ConditioningSetTimestepRange ConditioningZeroOut InpaintModelConditioning unCLIPConditioning
+ConditioningSetTimestepRange ConditioningZeroOut InpaintModelConditioning
 EmptyLatentImage EmptySD3LatentImage EmptyHunyuanLatentVideo LatentBatch LatentBlend LatentCrop
 LatentFlip LatentFromBatch LatentMultiply LatentRotate LatentUpscale RepeatLatentBatch
 SetLatentNoiseMask VAEEncode VAEEncodeForInpaint VAEDecode EmptyImage ImageCrop ImageInvert
@@ -43,9 +42,8 @@ DualCFGGuider RandomNoise DisableNoise KSamplerSelect SamplerEulerAncestral
 AlignYourStepsScheduler BasicScheduler BetaSamplingScheduler ExponentialScheduler FlipSigmas
 KarrasScheduler ManualSigmas PolyexponentialScheduler SDTurboScheduler SetFirstSigma SplitSigmas
 SplitSigmasDenoise VPScheduler
-""".split()
+"""
 
-SIZES = [(128, 128)] * 8 + [(16, 512), (512, 16), (8, 8), (64, 64), (100, 75), (136, 72), (1, 1)]
 PROMPTS = [
     "a red apple on a white background",
     "a green apple on a white background",
@@ -54,29 +52,18 @@ PROMPTS = [
     "apple " * 90,
     "",
 ]
-WORDS = [
-    "",
-    "apple",
-    "red apple",
-    "a, apple",
-    "apple, white",
-    "zebra",
-    "apple: 2",
-    "apple: 0.2-0.6",
-]
+# The usual text of an input, and others.
 TEXTS = {
-    "text": PROMPTS,
-    "source_prompt": PROMPTS,
-    "target_prompt": PROMPTS,
-    "prompt": PROMPTS,
-    "phrase": WORDS,
-    "words": WORDS,
-    "word_overrides": WORDS,
-    "source_words": WORDS,
-    "target_words": WORDS,
-    "subtract_words": WORDS,
+    "phrase": ["apple", "a", "white background", ""],
+    "Reweight words": ["apple: 2", "apple: 0\na: -1", "a, apple", "zebra: 2", ""],
+    "AttentionMaps words": ["", "apple", "a, apple", "zebra", "apple: 2"],
+    "word_overrides": ["", "apple: 0.2-0.6", "apple: 0.5\na: 0", "zebra: 1"],
+    "source_words": ["apple", "", "a, apple", "zebra"],
+    "target_words": ["apple", "", "a, apple", "zebra"],
+    "subtract_words": ["", "white", "apple"],
     "filename_prefix": ["diffusion_path/fuzz"],
     "sigmas": ["10, 5, 2, 0", "14.6, 1", "1", "0, 3, 9", ""],
+    **dict.fromkeys(("text", "source_prompt", "target_prompt", "prompt"), PROMPTS),
 }
 # What a step or a picture more costs time: few of them.
 COUNTS = {
@@ -106,14 +93,18 @@ NUMBERS: list[Any] = [
     math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e30, -1e30, 1e-30, 1e308, 2**31, 2**63, 2**64,
     10**30, True, None, "", "nan", "0.5", "x", {}, [],
 ]  # fmt: skip
+NAMES: list[Any] = [
+    "", " ", "\n", "x" * 300, "ü" * 200, "x" * 5000, "x" * 5000 + ".safetensors", "a\0b", "\ud800",
+    "..", ".", "~", "../x", "../../etc/passwd", "/etc/passwd", "a/b/c/d", "a/../../b", "C:\\x",
+    "%date:yyyy%", "%width%", "x.safetensors [output]", "x\0.safetensors", "[output]", " [output]",
+    "[input]", "/", "//x", "🍎", 7, None, math.nan, {},
+]  # fmt: skip
 STRINGS: list[Any] = [
-    "", " ", "\n", ",", ":", "x" * 300, "x" * 5000, "ü" * 200, "a\0b", "\ud800", "..", "../x",
-    "../../etc/passwd", "/etc/passwd", "a/b/c/d", "C:\\x", "%date:yyyy%", "%width%", "~", ".",
-    "a" * 5000 + ".safetensors", "x.safetensors [output]", "[output]", "[input]", "a\0.safetensors",
-    "(a:nan)", "(a:inf)", "(a:-1e30)", "(a:1e30)", "((((((a", "))))", "(a", "\\(", "embedding:../x",
-    "embedding:", "apple: nan", "apple: inf", "apple: 1e999", "apple:", ": 2", "apple: x",
-    "apple: 1-0", "apple: -1--2", "apple: 2\napple: 3", "{a|b}", "{", "🍎", "e\u0301", "\u202eapple",
-    "red " * 2000, 7, None, math.nan, {}, [],
+    "(a:nan)", "(a:inf)", "(a:-1e30)", "(a:1e30)", "(a:0)", "((((((a", "))))", "(a", "\\(",
+    "embedding:../x", "embedding:", "apple: nan", "apple: inf", "apple: 1e999", "apple: 1e30",
+    "apple:", ": 2", "apple: x", "apple: 1-0", "apple: -1--2", "apple: 2\napple: 3", "{a|b}", "{",
+    "", " ", "\n", ",", ":", ",,", "a\0b", "\ud800", "🍎", "e\u0301", "\u202eapple", "x" * 5000,
+    "red " * 2000, 7, None, math.nan, {},
 ]  # fmt: skip
 
 
@@ -171,13 +162,17 @@ class Grammar:
     """
 
     def __init__(
-        self, info: dict[str, Any], seed: int, files: list[list[str]], pictures: dict[str, Any]
+        self,
+        info: dict[str, Any],
+        seed: int,
+        files: list[list[str]],
+        pictures: dict[str, tuple[int, int]],
     ) -> None:
         """Keep what the server knows, groups of names for Load Path, and pictures with sizes."""
         self.random = Random(seed)
         self.files, self.pictures = files, pictures
         known = [name for name in info if name.startswith(OURS)]
-        known += [name for name in (*PATCHES, *STOCK) if name in info]
+        known += [name for name in (PATCHES + STOCK).split() if name in info]
         self.inputs = {name: typed_inputs(info[name]) for name in known}
         self.outputs: dict[str, list[str]] = {name: info[name]["output"] for name in known}
         self.sinks = [name for name in known if info[name].get("output_node")]
@@ -187,12 +182,12 @@ class Grammar:
                 self.producers.setdefault(str(kind), []).append((name, slot))
         self.depths = self._depths()
         self.used: Counter[str] = Counter()
-        self.pool: dict[str, list[Link]] = {}
         self.loader = Term(LOADER, {})
+        self._begin()
 
     def _depths(self) -> dict[str, int]:
         """How deep the smallest term of each node is."""
-        depths: dict[str, int] = {}
+        depths = {OURS + "LoadPath": 3}
         for _ in self.inputs:
             for name, inputs in self.inputs.items():
                 needed = [kind for kind, _, required in inputs.values() if required]
@@ -202,23 +197,38 @@ class Grammar:
                     if kind in self.producers and kind not in ("STRING", "INT", "FLOAT")
                 ]
                 depths[name] = 1 + max(below, default=0)
+            # As deep as an inversion, or it would be the source of nearly all paths.
+            depths[OURS + "LoadPath"] = 3
         return depths
 
     def workflow(self) -> Workflow:
         """The next workflow; some two in five of them are spoilt."""
         random = self.random
-        self.width, self.height = random.choice(SIZES)
         # Executions that share sub-graphs share their results on the server.
         if random.random() < 0.5:
-            self.pool = {}
-        self.pool["MODEL"] = self.pool.get("MODEL", [(self.loader, 0)])
-        self.pair = Term(OURS + "PromptPair", self._values(OURS + "PromptPair"))
-        self.pair.inputs["clip"] = (self.loader, 1)
+            self._begin()
         workflow = workflow_of(self._roots())
         spoils = random.choices([0, 1, 2, 3], [60, 28, 8, 4])[0]
         for _ in range(spoils):
             self._spoil(workflow)
         return workflow
+
+    def _begin(self) -> None:
+        """What the next workflows have in common: size, prompts, model and source picture."""
+        sizes = sorted(set(self.pictures.values()))
+        usual = self.random.random() < 0.6
+        size = (128, 128) if usual else self.random.choice(sizes)
+        self.width, self.height = size
+        self.pool: dict[str, list[Link]] = {}
+        self.pair = Term(OURS + "PromptPair", self._values(OURS + "PromptPair"))
+        self.pair.inputs["clip"] = (self.loader, 1)
+        self.model: Link = (self.loader, 0)
+        if self.random.random() < 0.5:
+            patches = [name for name in PATCHES.split() if name in self.inputs]
+            self.model = self._term(self._rare(patches), 2), 0
+        picture = Term("LoadImage", self._values("LoadImage"))
+        encoded = {"pixels": (picture, 0), "vae": (self.loader, 2)}
+        self.source: Link = (Term("VAEEncode", encoded), 0)
 
     def _roots(self) -> list[Term]:
         """Output nodes that run a node of ours, each rarely used one more often."""
@@ -291,19 +301,27 @@ class Grammar:
         for name, (wanted, _, required) in self.inputs[kind].items():
             if name in term.inputs or wanted not in self.producers:
                 continue
-            if required or self.random.random() < (0.5 if depth > 1 else 0.1):
+            # A path is recorded with few kinds of edits, and with those of a new prompt it is not.
+            rare = depth <= 1 or kind == OURS + "RecordPath"
+            if required or self.random.random() < (0.1 if rare else 0.35):
                 term.inputs[name] = self._link(wanted, depth - 1, kind, name)
         return term
 
     def _link(self, wanted: str, depth: int, kind: str, name: str) -> Link:
         """Something of the type `wanted` for the input `name` of a node."""
         random = self.random
-        if wanted == "CLIP" and random.random() < 0.9:
-            return self.loader, 1
-        if wanted == "DIFFUSION_PATH_PROMPTS" and random.random() < 0.8:
-            return self.pair, 2
-        if wanted == "CONDITIONING" and random.random() < (0.75 if kind.startswith(OURS) else 0.4):
-            return self.pair, int(kind.endswith("_Sampler") or name in ("target", "negative"))
+        ours = kind.startswith(OURS)
+        last = int(kind.endswith("_Sampler") or name in ("target", "negative"))
+        usual: dict[str, tuple[float, Link]] = {
+            "CLIP": (0.9, (self.loader, 1)),
+            "MODEL": (0.8 if ours else 0.6, self.model if ours else (self.loader, 0)),
+            "DIFFUSION_PATH_PROMPTS": (0.85, (self.pair, 2)),
+            "CONDITIONING": (0.8 if ours else 0.5, (self.pair, last)),
+            "LATENT": (0.7 if ours else 0.3, self.source),
+        }
+        share, link = usual.get(wanted, (0.0, self.source))
+        if random.random() < share:
+            return link
         pool = self.pool.setdefault(wanted, [])
         if pool and random.random() < 0.6:
             return random.choice(pool)
@@ -334,19 +352,18 @@ class Grammar:
         random = self.random
         default = options.get("default")
         if kind == OURS + "LoadPath":
-            # Half of them are right.
-            group = self.files[0] if random.random() < 0.5 else random.choice(self.files[1:])
+            group = self.files[0] if random.random() < 0.6 else random.choice(self.files[1:])
             return random.choice(group)
         if name == "image" and wanted == "COMBO":
             fitting = [n for n, size in self.pictures.items() if size == (self.width, self.height)]
             return random.choice(fitting or list(self.pictures))
         if wanted == "STRING":
-            texts = TEXTS.get(name, [default or ""])
-            return random.choice(texts[:2] if random.random() < 0.5 else texts)
+            texts = TEXTS.get(f"{kind.removeprefix(OURS)} {name}", TEXTS.get(name, [default or ""]))
+            return random.choice(texts[:2] if random.random() < 0.8 else texts)
         if wanted == "BOOLEAN":
             return random.random() < 0.5
         if wanted == "COMBO":
-            usual = default is not None and random.random() < 0.5
+            usual = default is not None and random.random() < 0.6
             return default if usual else random.choice(options.get("options") or [""])
         low, high = options.get("min", 0), options.get("max", 1)
         if name in ("width", "height") and wanted == "INT":
@@ -354,7 +371,7 @@ class Grammar:
             return max(low, size)
         if name in COUNTS and wanted == "INT":
             return max(low, min(high, random.randint(*COUNTS[name])))
-        if default is not None and random.random() < 0.5:
+        if default is not None and random.random() < (0.9 if kind.startswith(OURS) else 0.5):
             return default
         around = 4 * abs(default or 0) + 1
         low, high = max(low, -around), min(high, around)
@@ -378,15 +395,21 @@ class Grammar:
             limits = [
                 at[end] + step for end, step in (("min", 0), ("min", -1), ("max", 1)) if end in at
             ]
-            strange = NUMBERS + limits if kind in ("INT", "FLOAT", "BOOLEAN") else STRINGS
+            strange = NAMES if name in ("file", "filename_prefix", "image") else STRINGS
+            if kind in ("INT", "FLOAT", "BOOLEAN"):
+                strange = NUMBERS + limits
             # The first of the numbers is the one that passes every check of limits.
             first = kind == "FLOAT" and random.random() < 0.4
             node["inputs"][name] = strange[0] if first else random.choice(strange)
             return
+        # A plain value in place of a link is not tried: ComfyUI hands it to any node as it is.
         name = random.choice(list(node["inputs"]))
-        others: list[Any] = [[other, random.randint(0, 3)] for other in workflow]
-        wrong = [[number, 0], ["999", 0], [], 0, "x", None, {"__value__": [1, 2]}]
-        node["inputs"][name] = random.choice(others + wrong)
+        others = [
+            [other, slot]
+            for other, made in workflow.items()
+            for slot in range(len(self.outputs.get(made["class_type"], ())))
+        ]
+        node["inputs"][name] = random.choice([*others, [number, 0], ["999", 0], [number, 99], []])
         if random.random() < 0.2:
             del node["inputs"][name]
 
@@ -405,24 +428,3 @@ def keep_picture(link: Link, kind: str, vae: Link) -> list[Term]:
         link = (Term("MaskToImage", {"mask": link}), 0)
     encoded = Term("VAEEncode", {"pixels": link, "vae": vae})
     return [Term("PreviewImage", {"images": link}), keep_latent((encoded, 0))]
-
-
-def links_of(node: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """The links into a node of a workflow, by input."""
-    return {
-        name: (value[0], value[1])
-        for name, value in node["inputs"].items()
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-    }
-
-
-def ancestors(workflow: Workflow, number: str) -> set[str]:
-    """A node and all that it is made from."""
-    found: set[str] = set()
-    waiting = [number]
-    while waiting:
-        one = waiting.pop()
-        if one in workflow and one not in found:
-            found.add(one)
-            waiting += [source for source, _ in links_of(workflow[one]).values()]
-    return found
