@@ -222,13 +222,13 @@ class Grammar:
         self.pool: dict[str, list[Link]] = {}
         self.pair = Term(OURS + "PromptPair", self._values(OURS + "PromptPair"))
         self.pair.inputs["clip"] = (self.loader, 1)
+        picture = Term("LoadImage", self._values("LoadImage"))
+        encoded = {"pixels": (picture, 0), "vae": (self.loader, 2)}
+        self.source: Link = (Term("VAEEncode", encoded), 0)
         self.model: Link = (self.loader, 0)
         if self.random.random() < 0.5:
             patches = [name for name in PATCHES.split() if name in self.inputs]
             self.model = self._term(self._rare(patches), 2), 0
-        picture = Term("LoadImage", self._values("LoadImage"))
-        encoded = {"pixels": (picture, 0), "vae": (self.loader, 2)}
-        self.source: Link = (Term("VAEEncode", encoded), 0)
 
     def _roots(self) -> list[Term]:
         """Output nodes that run a node of ours, each rarely used one more often."""
@@ -367,7 +367,7 @@ class Grammar:
             return default if usual else random.choice(options.get("options") or [""])
         low, high = options.get("min", 0), options.get("max", 1)
         if name in ("width", "height") and wanted == "INT":
-            size = getattr(self, name) if random.random() < 0.9 else random.choice([0, 8, 24, 128])
+            size = getattr(self, name) if random.random() < 0.85 else random.choice([0, 8, 24, 128])
             return max(low, size)
         if name in COUNTS and wanted == "INT":
             return max(low, min(high, random.randint(*COUNTS[name])))
