@@ -88,9 +88,17 @@ def failures(log: str) -> list[list[Failure]]:
     return chains
 
 
+# What Python and its libraries say; of a refused input ComfyUI keeps the words, not the traceback.
+FOREIGN = re.compile(
+    r"embedded null|codec can't|\[Errno|has no attribute|cannot convert|could not convert|"
+    r"Symlink loop|values to unpack|out of (range|bounds)|unsupported operand|object is not|"
+    r"Expecting value|invalid literal"
+)
+
+
 def is_sentence(message: str, names: set[str]) -> bool:
     """Whether a message is one sentence with the display name of one of our nodes before it."""
-    if not any(message.startswith(f"{name}: ") for name in names):
+    if not any(message.startswith(f"{name}: ") for name in names) or FOREIGN.search(message):
         return False
     unquoted = re.sub(r"(?<!\w)(['\"]).*?\1(?!\w)", "''", message, flags=re.DOTALL)
     ends = re.findall(r"[.!?](?:\s|$)", unquoted)
@@ -174,7 +182,8 @@ def measure(base: Path, workflow: Workflow, outputs: dict[str, Any]) -> dict[tup
             link = links_of(node)["samples"]
             file = base / latent["type"] / latent["subfolder"] / latent["filename"]
             samples = load_file(file)["latent_tensor"]
-            finite = bool(torch.isfinite(samples.float()).all())
+            real = torch.view_as_real(samples) if samples.is_complex() else samples.float()
+            finite = bool(torch.isfinite(real).all())
             if workflow[link[0]]["class_type"] == "VAEEncode":
                 encoded[through(workflow, links_of(workflow[link[0]])["pixels"])] = finite
             else:

@@ -88,6 +88,7 @@ def test_another_s_words_with_our_name_before_them_are_not_a_sentence_of_ours(fr
         "Mask Blend: the mask is empty. Paint it.",
         "Mask Blend: the mask\nis empty.",
         "the mask is empty; paint it.",
+        "Mask Blend: embedded null byte.",
     ],
 )
 def test_a_sentence_is_one_and_names_the_node(message):
