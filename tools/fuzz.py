@@ -312,7 +312,10 @@ def fuzz(executions: int, seed: int, shrink: bool = True) -> Tally:
                 verdict = fuzzer.verdict(workflow)
                 if tally.add(number, verdict, workflow):
                     file = keep(fuzzer, verdict, workflow, seed, number)
-                    print(f"{number}: {verdict.key}\n    {verdict.message[:300]}\n    {file}")
+                    print(
+                        f"{number}: {verdict.key}\n    {verdict.message[:300]}\n    {file}",
+                        flush=True,
+                    )
                 if verdict.key in (DIED, HUNG):
                     break
                 if tally.raw.get(verdict.key, (0,))[0] == number and shrink:

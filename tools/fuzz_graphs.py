@@ -202,13 +202,13 @@ class Grammar:
         return depths
 
     def workflow(self) -> Workflow:
-        """The next workflow; some two in five of them are spoilt."""
+        """The next workflow; some one in three of them is spoilt."""
         random = self.random
         # Executions that share sub-graphs share their results on the server.
         if random.random() < 0.5:
             self._begin()
         workflow = workflow_of(self._roots())
-        spoils = random.choices([0, 1, 2, 3], [60, 28, 8, 4])[0]
+        spoils = random.choices([0, 1, 2, 3], [65, 27, 6, 2])[0]
         for _ in range(spoils):
             self._spoil(workflow)
         return workflow
@@ -222,6 +222,7 @@ class Grammar:
         self.pool: dict[str, list[Link]] = {}
         self.pair = Term(OURS + "PromptPair", self._values(OURS + "PromptPair"))
         self.pair.inputs["clip"] = (self.loader, 1)
+        self.inverted: Link = (Term(OURS + "LoadPath", {"file": self.files[0][0]}), 0)
         picture = Term("LoadImage", self._values("LoadImage"))
         encoded = {"pixels": (picture, 0), "vae": (self.loader, 2)}
         self.source: Link = (Term("VAEEncode", encoded), 0)
@@ -229,6 +230,8 @@ class Grammar:
         if self.random.random() < 0.5:
             patches = [name for name in PATCHES.split() if name in self.inputs]
             self.model = self._term(self._rare(patches), 2), 0
+        # Only an inverted path can be made to lead back under guidance.
+        self.inverted = (self._term(OURS + "DDIMInversion", 2), 0)
 
     def _roots(self) -> list[Term]:
         """Output nodes that run a node of ours, each rarely used one more often."""
@@ -257,7 +260,9 @@ class Grammar:
             for entry, (taken, _, _) in inputs.items()
             if taken == kind and name.startswith(OURS)
         ]
-        name, entry = self.random.choice(takers)
+        # The sampler takes paths and edits: it is where most of them lead.
+        last = [(name, entry) for name, entry in takers if name == OURS + "Sampler"]
+        name, entry = self.random.choice(last if last and self.random.random() < 0.6 else takers)
         return self._term(name, 4, {entry: (term, slot)})
 
     def _probes(self, root: Term) -> list[Term]:
@@ -317,6 +322,7 @@ class Grammar:
             "MODEL": (0.8 if ours else 0.6, self.model if ours else (self.loader, 0)),
             "DIFFUSION_PATH_PROMPTS": (0.85, (self.pair, 2)),
             "CONDITIONING": (0.8 if ours else 0.5, (self.pair, last)),
+            "DIFFUSION_PATH": (0.8 if kind.endswith("Inversion") else 0.3, self.inverted),
             "LATENT": (0.7 if ours else 0.3, self.source),
         }
         share, link = usual.get(wanted, (0.0, self.source))
@@ -352,14 +358,14 @@ class Grammar:
         random = self.random
         default = options.get("default")
         if kind == OURS + "LoadPath":
-            group = self.files[0] if random.random() < 0.6 else random.choice(self.files[1:])
+            group = self.files[0] if random.random() < 0.65 else random.choice(self.files[1:])
             return random.choice(group)
         if name == "image" and wanted == "COMBO":
             fitting = [n for n, size in self.pictures.items() if size == (self.width, self.height)]
             return random.choice(fitting or list(self.pictures))
         if wanted == "STRING":
             texts = TEXTS.get(f"{kind.removeprefix(OURS)} {name}", TEXTS.get(name, [default or ""]))
-            return random.choice(texts[:2] if random.random() < 0.8 else texts)
+            return random.choice(texts[:2] if random.random() < 0.9 else texts)
         if wanted == "BOOLEAN":
             return random.random() < 0.5
         if wanted == "COMBO":

