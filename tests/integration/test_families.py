@@ -101,8 +101,8 @@ def test_every_edit_changes_the_picture_of_a_batch_that_is_not_square(family: Fa
     latent, plain = family.edit(path, edits=edit_of(edit)), family.edit(path)
     assert bool(torch.isfinite(latent).all())
     assert latent.dtype == torch.float32
-    assert_changed(latent, plain)
-    assert_changed(latent, path.clean, 1e-3)
+    assert_changed(latent, plain, 0.012)
+    assert_changed(latent, path.clean, 0.002)
 
 
 @pytest.mark.parametrize("name", ["MDPEpsilon", "MDPLatent"])
@@ -174,6 +174,48 @@ def test_recording_is_comfyuis_euler_with_the_same_levels_seed_and_guidance(
     theirs = comfy_sample(family, noise, start["samples"], family.source, cfg, path.sigmas)
     torch.testing.assert_close(latent["samples"], theirs, rtol=1e-4, atol=1e-4)
     assert torch.equal(latent["samples"], path.clean)
+
+
+def left_half(latent: dict) -> dict:
+    """The latent with a mask of its left half, as Set Latent Noise Mask gives it."""
+    *_, height, width = latent["samples"].shape
+    mask = torch.zeros(1, 1, 8 * height, 8 * width)
+    mask[..., : 4 * width] = 1
+    return latent | {"noise_mask": mask}
+
+
+def test_a_masked_latent_is_recorded_as_comfyui_samples_it(family: Family):
+    import comfy.sample
+    import comfy.samplers
+
+    start = left_half(family.latent(batch=2))
+    path, latent = record(family, start, 3.0, sigmas=SIGMAS)
+    noise = comfy.sample.prepare_noise(start["samples"], 42)
+    euler = comfy.samplers.sampler_object("euler")
+    prompts = family.source, family.negative, start["samples"]
+    with torch.inference_mode():
+        theirs = comfy.sample.sample_custom(
+            family.model, noise, 3.0, euler, SIGMAS, *prompts, start["noise_mask"], seed=0
+        )
+    torch.testing.assert_close(latent["samples"], theirs, rtol=1e-4, atol=1e-4)
+    right = start["samples"][..., 6:]
+    torch.testing.assert_close(path.clean[..., 6:], right, rtol=1e-4, atol=1e-4)
+    assert_changed(path.clean[..., :6], start["samples"][..., :6])
+
+
+def test_a_masked_picture_is_inverted_as_a_whole_and_edited_in_its_mask_only(family: Family):
+    picture = left_half(family.latent(batch=2))
+    inputs = {"model": family.model, "positive": family.source, "steps": STEPS}
+    path, noise = results("DDIMInversion", latent_image=picture, **inputs)
+    whole = family.invert(family.latent(batch=2))
+    assert torch.equal(path.latents, whole.latents)
+    assert "noise_mask" not in noise
+    latent, plain = family.edit(path), family.edit(whole)
+    torch.testing.assert_close(latent[..., 6:], path.clean[..., 6:])
+    assert_changed(latent[..., :6], path.clean[..., :6])
+    assert_changed(plain[..., 6:], path.clean[..., 6:])
+    masked = family.edit(whole, edits=edit_of("MaskBlend"))
+    torch.testing.assert_close(latent, masked, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -273,7 +315,7 @@ def test_a_lora_acts_and_is_gone_afterwards(family: Family):
     assert patched.add_patches(patches, 1.0)
     with_lora = family.edit(path, model=patched, edits=edit_of("MDPGuidance"))
     without = family.edit(path, edits=edit_of("MDPGuidance"))
-    assert_changed(with_lora, without, 1e-4)
+    assert_changed(with_lora, without, 0.01)
     assert state(family.model) == before
     assert torch.equal(family.edit(path, edits=edit_of("MDPGuidance")), without)
 
@@ -286,7 +328,7 @@ def half(prompt: list, x: int, **options: Any) -> list:
 @pytest.mark.parametrize("edit", [None, *EDITS])
 def test_a_prompt_for_each_half_acts_on_its_half(sd15: Family, edit: str | None):
     """At one step, before the halves have spoken to each other through the whole picture."""
-    path = sd15.invert(steps=1)
+    path = sd15.invert(steps=1, spacing="trailing")
     edits = edit_of(edit) if edit else ()
     if edit == "MaskBlend":
         edits = edit_of(edit, mask=torch.full((1, 8, 12), 0.5))
@@ -299,7 +341,7 @@ def test_a_prompt_for_each_half_acts_on_its_half(sd15: Family, edit: str | None)
     both = regional(sd15.target, other)
     swapped = regional(sd15.target, sd15.source)
     torch.testing.assert_close(both[..., :6], swapped[..., :6], rtol=1e-5, atol=1e-5)
-    assert_changed(both[..., 6:], swapped[..., 6:], 1e-4)
+    assert_changed(both[..., 6:], swapped[..., 6:], 0.08)
 
 
 def test_a_regional_source_prompt_is_inverted_as_it_is_sampled(sd15: Family):
@@ -322,8 +364,8 @@ def test_a_prompt_acts_only_between_its_start_and_end_percent(sd15: Family):
     target = results("Sampler", positive=sd15.target, **prompts)[2].latents
     source = results("Sampler", positive=sd15.source, **prompts)[2].latents
     torch.testing.assert_close(mixed[1], target[1])
-    assert_changed(mixed[1], source[1], 1e-4)
-    assert_changed(mixed[2], target[2], 1e-4)
+    assert_changed(mixed[1], source[1], 0.05)
+    assert_changed(mixed[2], target[2], 0.02)
     tail = results(
         "Sampler",
         positive=sd15.source,
@@ -366,7 +408,7 @@ def test_wrappers_around_the_network_are_honoured(sd15: Family):
 def test_a_model_that_has_only_attention_patches_is_honoured(sd15: Family):
     path, patched = sd15.invert(), sd15.model.clone()
     patched.set_model_attn2_output_patch(lambda out, options: 0.5 * out)
-    assert_changed(sd15.edit(path, model=patched), sd15.edit(path), 1e-4)
+    assert_changed(sd15.edit(path, model=patched), sd15.edit(path), 0.04)
 
 
 def test_a_relative_of_the_model_may_walk_its_path(sd15: Family):
@@ -401,7 +443,7 @@ def test_a_controlnet_steers_the_edit_as_it_steers_comfyuis_sampler(sd15: Family
     theirs = comfy_sample(sd15, no_noise, path.latents[0], target, CFG, path.sigmas)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert_changed(mine, sd15.edit(path))
-    assert_changed(mine, sd15.edit(path, positive=controlled(sd15.target, 1)), by=1e-5)
+    assert_changed(mine, sd15.edit(path, positive=controlled(sd15.target, 1)), by=8e-5)
 
 
 def test_a_controlnet_steers_the_inversion_too(sd15: Family):

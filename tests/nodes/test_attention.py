@@ -639,6 +639,8 @@ def family_of(name: str, **model: Any) -> Family:
         source=prompt_of("an old thing", source), target=prompt_of("a new thing", target)
     )
     network = getattr(tiny_models, name)(**model)
+    if name != "sd3":
+        tiny_models.sharpen(network)
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(2, 16 if name == "sd3" else 4, 8, 12, generator=generator)
     inputs = {"positive": source, "latent_image": {"samples": picture}, "steps": STEPS}
@@ -651,11 +653,20 @@ def tiny(comfy: Path) -> Family:
     return family_of("sd15")
 
 
+MAPS = TINY[:2]
+"""Those that change maps; what Local Blend puts back would hide it if they did not."""
+CROSS = ("PromptToPrompt", {"cross_replace": 1.0, "self_replace": 0.0})
+SELF = ("PromptToPrompt", {"cross_replace": 0.0, "self_replace": 1.0})
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd2_v", "sdxl"])
 def test_every_family_with_cross_attention_is_edited_and_left_as_it_was(comfy: Path, name: str):
+    """Each edit alone, by at least two thirds of what it changes; one that does nothing gives 0."""
     family = family_of(name)
-    before = state(family.model)
-    assert_changed(family.edit(), family.edit(edits=()), 1e-4)
+    before, plain = state(family.model), family.edit(edits=())
+    for edit, least in ((CROSS, 0.23), (SELF, 1.8e-4), (TINY[1], 0.009), (TINY[2], 0.2)):
+        assert_changed(family.edit(edits=family.edits(edit)), plain, least)
+    assert_changed(family.edit(), plain, 0.15)
     assert state(family.model) == before
 
 
@@ -759,9 +770,10 @@ def test_a_controlnet_may_be_on_either_prompt(
     if sides != "target":
         path = path._replace(positive=controlled(path.positive, network))
     inputs = {"positive": target, "path": path}
+    injected = tiny.edit(**inputs, edits=tiny.edits(*MAPS))
+    assert_changed(injected, tiny.edit(**inputs, edits=()), 0.5)
     latent = tiny.edit(**inputs)
-    assert_changed(latent, tiny.edit(**inputs, edits=()), 1e-4)
-    assert_changed(latent, tiny.edit(), 1e-5)
+    assert_changed(latent, tiny.edit(), 0.15)
     short_of_memory(monkeypatch)
     torch.testing.assert_close(tiny.edit(**inputs), latent, rtol=0, atol=1e-4)
 
@@ -781,7 +793,7 @@ def test_a_prompt_for_a_part_of_the_picture_may_stand_beside_the_pairs(
         short_of_memory(monkeypatch)
     for positive in ([*tiny.target, *area], [*area, *tiny.target], [*own, *masked]):
         plain = tiny.edit(positive=positive, edits=())
-        assert_changed(tiny.edit(positive=positive), plain, 1e-4)
+        assert_changed(tiny.edit(positive=positive, edits=tiny.edits(*MAPS)), plain, 0.35)
         off = tiny.edits(("PromptToPrompt", {"cross_replace": 0.0, "self_replace": 0.0}))
         assert torch.equal(tiny.edit(positive=positive, edits=off), plain)
 
@@ -789,18 +801,28 @@ def test_a_prompt_for_a_part_of_the_picture_may_stand_beside_the_pairs(
 def test_a_source_for_a_part_of_the_picture_may_stand_beside_the_pairs(tiny: Family):
     area = [[tiny.negative[0][0], {"area": (8, 6, 0, 0), "strength": 1.0}]]
     inputs = {"path": tiny.path._replace(positive=[*area, *tiny.path.positive])}
-    assert_changed(tiny.edit(**inputs), tiny.edit(**inputs, edits=()), 1e-4)
+    injected = tiny.edit(**inputs, edits=tiny.edits(*MAPS))
+    assert_changed(injected, tiny.edit(**inputs, edits=()), 0.6)
 
 
 @pytest.mark.parametrize("late", ["positive", "path"])
 def test_a_prompt_that_begins_late_is_edited_from_there_on(tiny: Family, late: str):
+    """The last two of six steps begin after 70 percent of the schedule."""
     timed = {"start_percent": 0.7, "end_percent": 1.0}
+    positive, path = tiny.target, tiny.path
     if late == "positive":
         positive = [[tiny.target[0][0], timed], *tiny.negative]
-        assert_changed(tiny.edit(positive=positive), tiny.edit(), 1e-4)
     else:
         path = tiny.path._replace(positive=[[tiny.path.positive[0][0], timed]])
-        assert_changed(tiny.edit(path=path), tiny.edit(), 1e-4)
+    given = {"model": tiny.model, "path": path, "positive": positive, "cfg": CFG}
+    given |= {"negative": tiny.negative}
+    plain, injected = (
+        results("Sampler", edits=edits, **given)[2].latents for edits in ((), tiny.edits(CROSS))
+    )
+    torch.testing.assert_close(injected[:5], plain[:5], rtol=0, atol=1e-4)
+    assert_changed(injected[5], plain[5], 0.02)
+    assert_changed(injected[6], plain[6], 0.03)
+    assert_changed(tiny.edit(path=path, positive=positive), plain[6], 0.15)  # with the mask too
 
 
 def test_a_lora_acts_and_is_gone_afterwards(tiny: Family):
@@ -810,7 +832,7 @@ def test_a_lora_acts_and_is_gone_afterwards(tiny: Family):
     generator = torch.Generator().manual_seed(0)
     patches = {key: (torch.randn(weights[key].shape, generator=generator),) for key in keys}
     assert patched.add_patches(patches, 0.3)
-    assert_changed(tiny.edit(model=patched), without, 1e-4)
+    assert_changed(tiny.edit(model=patched), without, 0.3)
     assert torch.equal(tiny.edit(), without)
     assert state(tiny.model) == before
 
@@ -871,7 +893,7 @@ def test_what_a_replacement_adds_to_cross_attention_stays(tiny: Family):
     edits = tiny.edits(*TINY[:2])
     mine, wanted = (tiny.edit(model=one, edits=edits) for one in (model, by_hand))
     torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-4)
-    assert_changed(mine, tiny.edit(edits=edits), 1e-4)
+    assert_changed(mine, tiny.edit(edits=edits), 0.2)
 
 
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
@@ -880,4 +902,4 @@ def test_patches_of_queries_keys_and_values_act_before_the_edit(tiny: Family, ki
     getattr(model, f"set_model_{kind}_patch")(lambda q, k, v, options: (q, k, v))
     getattr(doubled, f"set_model_{kind}_patch")(lambda q, k, v, options: (q, k, 2 * v))
     assert torch.equal(tiny.edit(model=model), tiny.edit())
-    assert_changed(tiny.edit(model=doubled), tiny.edit(), 1e-4)
+    assert_changed(tiny.edit(model=doubled), tiny.edit(), 0.15)

@@ -96,6 +96,11 @@ def test_sampling_without_an_edit_takes_two_evaluations_a_step(model, inverted):
     assert sampling_cost(model, inverted, cfg=1.0) == STEPS
 
 
+def test_a_negative_that_equals_the_positive_is_evaluated_as_well(model, inverted):
+    """Something on the model may tell one from the other."""
+    assert sampling_cost(model, inverted, negative=TARGET) == 2 * STEPS
+
+
 @pytest.mark.parametrize("edit", ["MDPEpsilon", "MDPCondition", "MDPLatent", "MaskBlend"])
 def test_these_edits_cost_nothing_more(model, inverted, edit: str):
     part = {} if edit == "MaskBlend" else {"weight": 0.7}
