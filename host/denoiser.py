@@ -266,7 +266,8 @@ class ComfyDenoiser:
 
         options[CALC] = answer
         timestep = self._sigmas(query.x, sigma)
-        return comfy.samplers.sampling_function(
+        guidance = saves_copies(comfy.samplers.sampling_function)
+        return guidance(
             self.model, query.x, timestep, negative, query.condition, scale, options, self.seed
         )
 

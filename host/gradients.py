@@ -91,7 +91,7 @@ def _forgetful(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def saves_copies(patch: Callable[..., Any]) -> Callable[..., Any]:
-    """A patch that may change its arguments in place, for use on the way to a backward pass."""
+    """What may change tensors in place, for use on the way to a backward pass."""
 
     def patched(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -246,19 +246,15 @@ class Grammar:
         return [term, *self._probes(term)]
 
     def _consumer(self, term: Term) -> Term:
-        """A node of ours that takes what only nodes of ours take."""
-        slot, kind = self.random.choice(
-            [
-                (slot, kind)
-                for slot, kind in enumerate(self.outputs[term.kind])
-                if kind.startswith("DIFFUSION_PATH")
-            ]
-        )
+        """A node that takes what leads to no picture by itself; of ours, what only ours take."""
+        slot, kind = self.random.choice(list(enumerate(self.outputs[term.kind])))
         takers = [
             (name, entry)
             for name, inputs in self.inputs.items()
             for entry, (taken, _, _) in inputs.items()
-            if taken == kind and name.startswith(OURS)
+            if taken == kind
+            and (name.startswith(OURS) or not kind.startswith("DIFFUSION_PATH"))
+            and name != term.kind
         ]
         # The sampler takes paths and edits: it is where most of them lead.
         last = [(name, entry) for name, entry in takers if name == OURS + "Sampler"]
