@@ -146,7 +146,9 @@ def prompt_to_prompt(
         edits = node("PromptToPrompt", prompts=one.pair, **edit)
         if reweight is not None and new:
             lines = "\n".join(f"{words}: {reweight}" for words in new.split(", "))
-            edits = node("Reweight", prompts=one.pair, words=lines, edits=edits)
+            # The authors' equaliser acts only while maps are injected.
+            until = {"end": edit.get("cross_replace", 1.0)}
+            edits = node("Reweight", prompts=one.pair, words=lines, edits=edits, **until)
         if blend is not None:
             words = {"source_words": old, "target_words": new}
             edits = node("LocalBlend", prompts=one.pair, edits=edits, **words | blend)
@@ -237,12 +239,22 @@ ROWS: Sequence[Row] = (
         "null-text; prompt-to-prompt", partial(on, inversion=null_text, technique=prompt_to_prompt)
     ),
     Row(
+        "null-text from the empty prompt; prompt-to-prompt",
+        partial(
+            on, inversion=partial(null_text, start_from="negative"), technique=prompt_to_prompt
+        ),
+    ),
+    Row(
         "null-text; prompt-to-prompt and local blend",
         partial(on, inversion=null_text, technique=partial(prompt_to_prompt, blend=BLEND)),
     ),
     Row(
         "negative-prompt; prompt-to-prompt",
         partial(on, inversion=negative_prompt, technique=prompt_to_prompt),
+    ),
+    Row(
+        "negative-prompt, proximal l0; prompt-to-prompt",
+        partial(on, inversion=partial(negative_prompt, proximal="l0"), technique=prompt_to_prompt),
     ),
     Row(
         "negative-prompt; prompt-to-prompt and local blend",
