@@ -14,7 +14,10 @@ HEAT = ((0.0, 0.0, 0.1), (0.3, 0.05, 0.4), (0.75, 0.2, 0.35), (0.98, 0.55, 0.1),
 """Dark blue over red and orange to pale yellow: brightness rises evenly, also in print."""
 
 LEGIBLE = 256
-"""The smallest side, in pixels, of a picture with a word under it."""
+"""The smallest side, in pixels, of a picture with a word under it,"""
+
+LARGEST = 1024
+"""unless its largest would be longer than this."""
 
 
 def heat_colours(heat: Tensor) -> Tensor:
@@ -37,7 +40,8 @@ def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
 
     Small images are enlarged, so that the word can be read.
     """
-    factor = math.ceil(LEGIBLE / min(image.shape[:2]))
+    sides = image.shape[:2]
+    factor = max(1, min(math.ceil(LEGIBLE / min(sides)), LARGEST // max(sides)))
     grey = image[..., :3].cpu().mean(dim=-1, keepdim=True)  # its colours would be read as heat
     page = torch.lerp(grey, heat_colours(heat[None])[0], 0.7).clamp(0, 1)
     page = page.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
@@ -46,7 +50,7 @@ def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
     strip = Image.new("RGB", (width, 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(size)
-    while draw.textlength(word, font) > width - 8 and size > 10:
+    while draw.textlength(word, font) > max(width - 8, 8) and size > 10:
         size -= 1
         font = ImageFont.load_default(size)
     draw.text((width / 2, strip.height / 2), word, "black", font, anchor="mm")
