@@ -22,6 +22,7 @@ from .support import (
     check_cross_attention,
     check_grouping,
     check_path,
+    check_sampled,
     check_whole,
     check_window,
     names_itself,
@@ -140,7 +141,7 @@ class AttentionMaps(io.ComfyNode):
                 steps=steps,
                 progress=progress,
             )
-            return maps.cpu(), denoiser.evaluations
+            return check_sampled(maps.cpu()), denoiser.evaluations
 
         maps, evaluations = run(
             model, {"positive": path.positive}, path.clean, path.sigmas, look, steps=len(steps)

@@ -14,6 +14,7 @@ from .support import (
     CATEGORY,
     check_conditioning,
     check_latent,
+    check_sampled,
     check_window,
     downscale_ratio,
     edits_input,
@@ -129,7 +130,7 @@ class DiffEditMask(io.ComfyNode):
                 method,
                 progress,
             )
-            return difference.cpu(), denoiser.evaluations
+            return check_sampled(difference.cpu()), denoiser.evaluations
 
         difference, evaluations = run(
             model, {"positive": source, "target": target}, samples, levels, compare, steps=maps

@@ -21,6 +21,7 @@ from .support import (
     cfg_input,
     check_conditioning,
     check_path,
+    check_sampled,
     fraction_input,
     names_itself,
     tell,
@@ -198,7 +199,7 @@ class NullTextInversion(io.ComfyNode):
                 "something on the model has no gradient, such as a patch or a fused operation; "
                 "take the patches off, or use Negative-Prompt Inversion"
             ) from error
-        embeddings = found.embeddings.cpu()
+        embeddings = check_sampled(found.embeddings.cpu())
         own = NullText(embeddings=embeddings, cfg=cfg)
         path = path._replace(negative=null, cfg=cfg, edits=(own, *path.edits))
         errors = [torch.stack(tried).mean(dim=1).tolist() for tried in found.losses]

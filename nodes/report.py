@@ -60,6 +60,12 @@ class EditReport(io.ComfyNode):
                 f"before is {before.shape[2]} x {before.shape[1]}, after is {after.shape[2]} x "
                 f"{after.shape[1]}; give two images of one size"
             )
+        for name, images in (("before", before), ("after", after)):
+            if not bool(torch.isfinite(images).all()):
+                raise ValueError(
+                    f"{name} holds NaN or infinite values; decode it with the VAE in fp32 "
+                    "(--fp32-vae), or look at what made it"
+                )
         if len(before) not in (1, len(after)):
             raise ValueError(
                 f"before holds {len(before)} images, after {len(after)}; give 1 or {len(after)}"

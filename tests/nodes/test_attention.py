@@ -401,6 +401,13 @@ def test_a_long_word_is_cut_to_the_width_of_its_picture(comfy: Path):
     assert page.shape[1] == 48 * 8 and page.isfinite().all()
 
 
+def test_a_strips_label_is_not_much_larger_than_the_strip(comfy: Path):
+    from diffusion_path.nodes.pictures import labelled_map
+
+    page = labelled_map(torch.zeros(16, 512, 3), torch.zeros(16, 512), "word")
+    assert page.shape[1] == 1024
+
+
 # refusals
 
 
