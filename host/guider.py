@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import comfy.conds
 import comfy.patcher_extension
@@ -51,7 +51,7 @@ class PairGuider(comfy.samplers.CFGGuider):
         self.absent = dict.fromkeys(prompts.keys() - self.given.keys())
         self.inner_set_conds(self.given)
         self.conditions: dict[str, Any] = {}
-        self.denoiser: ComfyDenoiser
+        self.denoiser: Any = None
 
     def all_conds(self) -> Iterator[Conds]:
         """Each condition once."""
@@ -112,13 +112,23 @@ class PairGuider(comfy.samplers.CFGGuider):
             is_model_options=True,
         )
         try:
-            return super().inner_sample(noise, latent_image, *args, **named)
+            output = super().inner_sample(noise, latent_image, *args, **named)
+            self.end()
+            return output
         finally:
             self.conds = {**everything, **self.conds}
             self.conditions = {}
+            self.forget()
 
     def begin(self, sigmas: Tensor) -> None:
         """What there is to do once the model is loaded and the conditions are prepared."""
+
+    def end(self) -> None:
+        """What there is to keep of a run that went to its end."""
+
+    def forget(self) -> None:
+        """Let go of all that a run had on the device, for a guider may lie in ComfyUI's cache."""
+        self.denoiser = None
 
     def _one_for_each(self, prepared: Mapping[str, Any]) -> dict[str, Conds]:
         """The conditions by name, one and the same for all that are equal and of one role."""
@@ -136,6 +146,23 @@ class PairGuider(comfy.samplers.CFGGuider):
         return found
 
 
+class Outcome(NamedTuple):
+    """What a run of a path's guider has to tell.
+
+    Attributes:
+        evaluations: of the network.
+        kept: the most bytes of the source's attention that were kept at a time.
+        mask: where the edits have let the image change (B or 1, 1, ...), at the last step; None is
+            everywhere.
+        idle: the edits whose windows lie before the first step.
+    """
+
+    evaluations: int
+    kept: int
+    mask: Tensor | None
+    idle: Edits
+
+
 class PathGuider(PairGuider):
     """A GUIDER that predicts what a walk along a path with its edits predicts.
 
@@ -145,7 +172,8 @@ class PathGuider(PairGuider):
     Attributes:
         path: the source.
         edits: the path's own, then the chain's.
-        step: the last step that was predicted.
+        step: the last step that was predicted, while it runs.
+        outcome: of the last run.
     """
 
     def __init__(
@@ -169,7 +197,8 @@ class PathGuider(PairGuider):
         super().__init__(model, prompts)
         self.set_cfg(cfg)
         self.path = path
-        self.step: Step
+        self.step: Any = None
+        self.outcome: Outcome
         self.prepared: Edits = ()
         self.pending: Step | None = None
 
@@ -239,9 +268,19 @@ class PathGuider(PairGuider):
             x = edit.latent(step, x)
         return denoised if x is reached else step.x - step.sigma * (x - step.x) / part
 
-    def mask(self) -> Tensor | None:
-        """Where the edits have let the image change (B or 1, 1, ...), at the last step."""
-        return where(self.prepared, self.step)
+    def end(self) -> None:
+        source, mask = self.step.source, where(self.prepared, self.step)
+        first = source.index(self.levels[0])
+        self.outcome = Outcome(
+            evaluations=self.denoiser.evaluations,
+            kept=self.denoiser.attention.kept,
+            mask=None if mask is None else mask.float().cpu(),
+            idle=tuple(edit for edit in self.edits if edit.steps(source).stop <= first),
+        )
+
+    def forget(self) -> None:
+        super().forget()
+        self.step, self.pending, self.prepared = None, None, ()
 
 
 class PathSampler(comfy.samplers.Sampler):

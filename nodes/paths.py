@@ -252,5 +252,5 @@ class RecordPath(io.ComfyNode):
             seed=seed,
         )
         path = unknown._replace(latents=check_sampled(torch.stack(sampler.latents)))
-        text = f"{path.steps} steps, {guider.denoiser.evaluations} network evaluations"
+        text = f"{path.steps} steps, {guider.outcome.evaluations} network evaluations"
         return io.NodeOutput(path, {**latent_image, **on_wire(path.clean)}, ui=tell(cls, text))

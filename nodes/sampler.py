@@ -85,24 +85,20 @@ def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> 
     return F.interpolate(mask, scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
 
 
-def report(
-    path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, evaluations: int, kept: int
-) -> str:
+def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider) -> str:
     """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
     moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
     lines = [
-        f"{edited.steps} steps, {evaluations} network evaluations; "
+        f"{edited.steps} steps, {guider.outcome.evaluations} network evaluations; "
         f"the edit moved the latent by {moved:.0%} of the source"
     ]
-    if kept:
+    if kept := guider.outcome.kept:
         lines.append(
             f"Source and edit did not share every call: {kept / 2**20:.1f} MB of the "
             "source's attention were kept at each step"
         )
-    first = path.steps - edited.steps
-    for edit in guider.edits:
-        if edit.steps(guider.step.source).stop <= first:
-            lines.append(f"{words(type(edit).__name__)} did nothing: its window ends before start")
+    for edit in guider.outcome.idle:
+        lines.append(f"{words(type(edit).__name__)} did nothing: its window ends before start")
     own = own_negative(path)
     if own is not None:
         made = "" if own.cfg in (1, guider.cfg) else f", made for cfg {own.cfg:g}"
@@ -195,12 +191,10 @@ class Sampler(io.ComfyNode):
             fingerprint=fingerprint(model),
             edits=brought(path, first),
         )
-        denoiser = guider.denoiser
-        text = report(path, edited, guider, denoiser.evaluations, denoiser.attention.kept)
         return io.NodeOutput(
             on_wire(edited.clean),
             on_wire(path.clean),
             edited,
-            mask_of(model, guider.mask(), edited),
-            ui=tell(cls, text),
+            mask_of(model, guider.outcome.mask, edited),
+            ui=tell(cls, report(path, edited, guider)),
         )
