@@ -74,6 +74,19 @@ def test_a_path_of_another_width_of_text(comfy, path):
     sample(tiny_models.sd2_v(), path, "text width is 16", "this model's is 24")
 
 
+def test_a_path_of_another_schedule(model, path):
+    """A fine-tune that samples from pure noise knows other levels."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    (zsnr,) = ModelSamplingDiscrete().patch(model, "eps", True)
+    sample(zsnr, path, "highest noise level is 14.61", "this model's is 4518", "invert or record")
+
+
+def test_a_path_that_begins_above_the_models_noise(model, path):
+    higher = path._replace(sigmas=path.sigmas + 20)
+    sample(model, higher, "the path begins at noise level", "highest is 14.61", "invert or record")
+
+
 @pytest.mark.parametrize("mask", [torch.ones(1, 64, 64), torch.ones(1, 12, 8)])
 def test_a_mask_of_other_proportions(model, path, mask):
     edits = results("MaskBlend", mask=mask)[0]
