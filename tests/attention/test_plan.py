@@ -37,5 +37,5 @@ def test_without_a_resolution_the_maps_nearest_to_the_papers_are_looked_at(
 def test_a_resolution_is_that_of_a_layer_or_refused_with_those_there_are():
     sizes = [(32, 48), (16, 24)]
     assert Watch(weights=torch.ones(77, 1), resolution=32).size(sizes, 32) == (32, 48)
-    with pytest.raises(ValueError, match="resolution 24 .* choose one of 32, 16, or 0"):
+    with pytest.raises(ValueError, match=r"resolution 24 .* choose one of 32, 16, or 0"):
         Watch(weights=torch.ones(77, 1), resolution=24).size(sizes, 32)
