@@ -104,12 +104,12 @@ def test_an_inverted_picture_comes_back_for_its_own_prompt_without_guidance(demo
 
 def test_with_null_text_it_comes_back_under_guidance_to_within_its_loss(demo: Demo):
     inverted = invert(demo)
-    inputs = {"path": inverted, "negative": demo.negative, "cfg": CFG}
+    inputs = {"path": inverted, "negative": demo.negative, "cfg": CFG, "inner_steps": 4}
     path, *_ = results("NullTextInversion", model=demo.model, **inputs)
     edits = chain(demo.pair(APPLE)[2], INJECT)
     lost = error(demo.edit(APPLE, path=path), path)
-    assert error(demo.edit(APPLE, edits, path=path), path) <= 1.5 * lost
-    assert lost < 0.5 * error(demo.edit(APPLE, edits, path=inverted), path)
+    assert error(demo.edit(APPLE, edits, path=path), path) <= 1.1 * lost
+    assert lost < 0.7 * error(demo.edit(APPLE, edits, path=inverted), path)
 
 
 @pytest.mark.parametrize("target", [PEAR, NEW])
