@@ -168,6 +168,11 @@ class NullTextInversion(io.ComfyNode):
         model = with_gradients(model)
         from_source = start_from == "source"
         null = path.positive if from_source else negative
+        if len(null) != 1:
+            raise ValueError(
+                f"the prompt to start from has {len(null)} parts, of which only one can have its "
+                "embedding replaced; connect the output of a single CLIP Text Encode"
+            )
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
             latents = torch.stack([denoiser.latent_in(latent) for latent in path.latents])

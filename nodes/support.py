@@ -195,8 +195,13 @@ def path_sigmas(
         sigmas = comfy.samplers.calculate_sigmas(sampling, spacing, steps)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas holds {sigmas.numel()} noise levels; a path needs two or more")
+    if not bool(torch.isfinite(sigmas).all()):
+        raise ValueError(
+            "sigmas holds nan or inf, which is no noise level; take them from a scheduler of this "
+            "model"
+        )
     highest, last = highest_level(model) * (1 + CLOSE), float(sigmas[-1])
-    if not bool(torch.isfinite(sigmas).all()) or float(sigmas.max()) > highest or last < 0:
+    if float(sigmas.max()) > highest or last < 0:
         raise ValueError(
             f"sigmas goes from {float(sigmas[0]):.4g} to {last:.4g}, and the model knows noise "
             f"levels from {highest_level(model):.4g} to 0; take them from a scheduler of this model"
