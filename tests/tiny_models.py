@@ -119,6 +119,14 @@ def sdxl(seed: int = 0) -> Any:
     return patcher(comfy.supported_models.SDXL, config | {"use_linear_in_transformer": True}, seed)
 
 
+def sdxl_refiner(seed: int = 0) -> Any:
+    """SDXL's refiner, to which a negative is of another aesthetic score than a positive."""
+    import comfy.supported_models
+
+    config = UNET | {"context_dim": 16, "num_classes": "sequential", "adm_in_channels": 2560}
+    return patcher(comfy.supported_models.SDXLRefiner, config, seed)
+
+
 def sd3(seed: int = 0) -> Any:
     """Stable Diffusion 3: a flow transformer of 16 channels, text 32 wide, pooled 2048."""
     import comfy.supported_models

@@ -290,3 +290,44 @@ def test_a_guider_can_be_used_twice(walked: dict[str, Any]):
             for _ in range(2)
         )
     assert torch.equal(first, second)
+
+
+def test_the_sources_negative_keeps_its_role(comfy: Path):
+    """The refiner scores a negative's picture 2.5 and a positive's 6."""
+    model = tiny_models.sdxl_refiner()
+    prompts = [tiny_models.conditioning(16, pooled=1280, seed=seed) for seed in (1, 2, 3)]
+    common = {"model": model, "negative": prompts[1]}
+    empty = {"samples": torch.zeros(SHAPE)}
+    path, _ = results(
+        "RecordPath", positive=prompts[0], latent_image=empty, steps=3, cfg=5.0, **common
+    )
+    own = results("MDPGuidance", weight=1.0, start=0.0, end=1.0)[0]
+    again = results("Sampler", positive=prompts[2], path=path, cfg=2.0, edits=own, **common)[0]
+    assert relative(again["samples"], path.clean) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["RecordPath", "DiffEditMask", "Sampler", "Guider"])
+def test_a_seed_stays_unless_it_is_told_to_change(comfy: Path, name: str):
+    """So that a second Run with nothing changed computes nothing."""
+    from diffusion_path.tests.calls import node
+
+    inputs = {one.id: one for one in node(name).GET_SCHEMA().inputs}
+    assert inputs["seed"].as_dict()["control_after_generate"] == "fixed"
+
+
+def test_what_a_run_had_on_the_device_is_let_go(walked: dict[str, Any]):
+    import comfy.samplers
+
+    inputs = {**walked["common"], "path": walked["inverted"], "edits": edits("chain")}
+    guider = results("Guider", **inputs)[0]
+    latent = walked["inverted"].clean
+    with torch.inference_mode():
+        guider.sample(
+            torch.zeros_like(latent),
+            latent,
+            comfy.samplers.sampler_object("euler"),
+            walked["inverted"].sigmas,
+            seed=0,
+        )
+    assert guider.step is None and guider.denoiser is None and guider.prepared == ()
+    assert guider.outcome.evaluations == 16
