@@ -40,15 +40,15 @@ def attention_maps(
     """
     watch = Watch(weights=marks(prompt, words), resolution=resolution)
     attention = Attention(target=prompt, watched=(watch,))
-    found: list[Tensor] = []
+    total, found = torch.zeros(()), 0
     for number, i in enumerate(range(source.path.steps) if steps is None else steps):
         query = Query(source.latent(i), source.condition, attention)
         (denoised,), seen = denoiser.predict([query], source.levels[i])
         if watch in seen:  # not where another pack answered from its cache
-            found.append(seen[watch])
+            total, found = seen[watch] + (total if found else 0), found + 1
         progress(number, denoised, query.x)
     if not found:
         raise ValueError(
             "the path's prompt is not used in these steps; move start and end to where it is"
         )
-    return torch.stack(found).mean(dim=0)
+    return total / found

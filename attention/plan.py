@@ -143,6 +143,11 @@ class Attention:
         """Whether the target's cross-attention is another than its own."""
         return self.mapper is not None or self.scale is not None or bool(self.painted)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether it is for places of the picture, and not for all of them alike."""
+        return self.injects or bool(self.painted) or bool(self.watched)
+
     def __bool__(self) -> bool:
         return self.needs_source or self.changes_cross or bool(self.watched)
 

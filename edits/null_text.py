@@ -9,11 +9,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ..core.denoiser import Condition
 from ..core.edit import Edit, Need, Step
-from ..core.path import Source
 
 
 class Found(NamedTuple):
@@ -33,12 +31,10 @@ class NullText(Found, Edit):
 
     needs: ClassVar[Need] = Need.PATH
 
-    def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
-        return self._replace(embeddings=self.embeddings.to(device, torch.float32))
-
     def negative(self, step: Step, negative: Condition) -> Condition:
         number = min(step.index, len(self.embeddings) - 1)
-        return step.denoiser.with_embedding(negative, self.embeddings[number])
+        embedding = self.embeddings[number].to(step.x.device, torch.float32)
+        return step.denoiser.with_embedding(negative, embedding)
 
     def after(self, first: int) -> NullText:
         """The embeddings of the steps from `first` on."""

@@ -34,7 +34,7 @@ class PromptToPrompt(Edit):
         words: other windows for the tokens of single words.
         self_limit: self-attention maps up to this side, in a picture of 512 x 512, are injected;
             the paper's code has 16, that of null-text inversion 32.
-        plans: what was put on the device for each set of windows.
+        plans: what is injected, by the windows that are open, on the device once it is.
     """
 
     hint: ClassVar[str] = "lower cross_replace or self_replace of Prompt-to-Prompt"
@@ -47,7 +47,6 @@ class PromptToPrompt(Edit):
     words: tuple[tuple[tuple[int, ...], Window], ...] = ()
     self_limit: int = 32
     plans: dict[tuple[bool, ...], Attention] = field(default_factory=dict, repr=False)
-    place: tuple[torch.device, torch.dtype] = (torch.device("cpu"), torch.float32)
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
@@ -65,7 +64,8 @@ class PromptToPrompt(Edit):
         return range(min(part.start for part in active), max(part.stop for part in active))
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
-        return replace(self, plans={}, place=(device, dtype))
+        needed = {self._open(source, i) for i in range(source.path.steps)}
+        return replace(self, plans={now: self._plan(device, dtype, *now) for now in needed})
 
     def queries(self, step: Step) -> Sequence[Query]:
         return [step.source_query()] if self.plan(step).needs_source else ()
@@ -85,12 +85,15 @@ class PromptToPrompt(Edit):
 
     def plan(self, step: Step) -> Attention:
         """What is injected at a step."""
-        now = tuple(step.index in step.source.window(*ends) for ends in self.windows)
-        if now not in self.plans:
-            self.plans[now] = self._plan(*now)
-        return self.plans[now]
+        return self.plans[self._open(step.source, step.index)]
 
-    def _plan(self, cross: bool, own_self: bool, *words: bool) -> Attention:
+    def _open(self, source: Source, index: int) -> tuple[bool, ...]:
+        """Which of the windows are open at a step of the path."""
+        return tuple(index in source.window(*ends) for ends in self.windows)
+
+    def _plan(
+        self, device: torch.device, dtype: torch.dtype, cross: bool, own_self: bool, *words: bool
+    ) -> Attention:
         alpha = torch.full(self.alignment.new.shape, float(cross))
         for (columns, _), active in zip(self.words, words, strict=True):
             alpha[list(columns)] = float(active)
@@ -98,8 +101,8 @@ class PromptToPrompt(Edit):
         injected = Attention(self_limit=self.self_limit if own_self else 0)
         if not alpha.any():
             return injected
-        own = (1 - alpha).to(*self.place) if bool((alpha < 1).any()) else None
-        return replace(injected, mapper=(self.alignment.mapper * alpha).to(*self.place), own=own)
+        own = (1 - alpha).to(device, dtype) if bool((alpha < 1).any()) else None
+        return replace(injected, mapper=(self.alignment.mapper * alpha).to(device, dtype), own=own)
 
 
 @dataclass(frozen=True, kw_only=True)

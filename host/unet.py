@@ -29,9 +29,14 @@ Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 """From queries, keys and values (rows, tokens, width) to a layer's output."""
 
 REGROUPED_TOKENS = (
-    "something on the model merges or regroups the picture's tokens (ToMe, HyperTile, tiled "
-    "diffusion), and the source's attention then belongs to other places; take it off the model, "
-    "or set self_replace to 0"
+    "something on the model merges or regroups the picture's tokens (ToMe, HyperTile), and the "
+    "source's attention then belongs to other places; take it off the model, or set self_replace "
+    "to 0"
+)
+
+IN_PIECES = (
+    "something on the model shows the network {} in place of {} (tiled diffusion), and no piece "
+    "has the attention of the whole; take it off the model, or use MDP Epsilon"
 )
 
 
@@ -126,6 +131,8 @@ class AttentionControl:
         self._source: Chunk | None = None
         self._keeps = False
         self._limit = 0
+        self._shape: Sequence[int] = ()
+        self._weights: dict[tuple[Watch, int], Tensor] = {}
         self._watched: dict[Watch, tuple[int, int]] = {}
         self._sizes: dict[tuple[Watch, tuple[int, int]], tuple[int, int]] = {}
         self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
@@ -154,7 +161,7 @@ class AttentionControl:
         """
         latent = (shape[-2], shape[-1])
         self.attention, self._target, self._source = attention, set(target), source
-        self._keeps = keeps or not target
+        self._keeps, self._shape = keeps or not target, shape
         self._limit = side(attention.self_limit, min(latent)) if attention.self_limit else 0
         self.missed = False
         self._seen = {}
@@ -247,12 +254,28 @@ class AttentionControl:
         return out
 
     def _parts(self, q: Tensor, options: dict[str, Any]) -> tuple[list[slice], slice | None]:
-        """Which rows of a call are the target's and the source's."""
+        """Which rows of a call are the target's and the source's.
+
+        Raises:
+            ValueError: the call is not of whole latents, one batch of them for each condition.
+        """
         chunks = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
         rows = len(q) // len(chunks)
         parts = {chunk: slice(i * rows, (i + 1) * rows) for i, chunk in enumerate(chunks)}
         target = [part for chunk, part in parts.items() if chunk in self._target]
-        return target, parts.get(self._source) if self._source else None
+        source = parts.get(self._source) if self._source else None
+        if target or source is not None:
+            self._check_whole(len(chunks), options["original_shape"])
+        return target, source
+
+    def _check_whole(self, conditions: int, shown: Sequence[int]) -> None:
+        rows, size = conditions * self._shape[0], list(self._shape[2:])
+        if shown[0] != rows or (self.attention.has_places and list(shown[2:]) != size):
+            there, whole = (
+                f"{batch} latents of {width} x {height}"
+                for batch, height, width in ((shown[0], *shown[2:]), (rows, *size))
+            )
+            raise ValueError(IN_PIECES.format(there, whole))
 
     def _injection(
         self,
@@ -300,7 +323,10 @@ class AttentionControl:
         for watch, watched in self._watched.items():
             if watch.source != of_source or size != watched:
                 continue
-            weights = watch.weights.to(q.dtype).repeat(k.shape[1] // len(watch.weights), 1)
+            if (watch, k.shape[1]) not in self._weights:
+                copies = k.shape[1] // len(watch.weights)
+                self._weights[watch, k.shape[1]] = watch.weights.to(q).repeat(copies, 1)
+            weights = self._weights[watch, k.shape[1]]
             seen = []
             for some in weights.split(width, dim=1):
                 values = q.new_zeros(len(q), len(weights), heads, width)

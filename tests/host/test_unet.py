@@ -51,6 +51,7 @@ def controlled(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "n_heads": HEADS,
         "dim_head": WIDTH,
         "attn_precision": None,
+        "original_shape": [2 * B, 4, H, W],
         "activations_shape": [2 * B, HEADS * WIDTH, H, W],
         "cond_or_uncond": [1, 0],
         "uuids": ["source", "target"],
