@@ -149,6 +149,7 @@ class ComfyDenoiser:
         """The plain estimates; ComfyUI is handed one condition and one uncondition at a time."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._follow_keyframes(sigma)
+        self.attention.forget()
         seen: dict[Any, Tensor] = {}
         answers = self._answer(list(queries), sigma, seen)
         return Answers([answers[query] for query in queries], seen)

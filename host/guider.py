@@ -102,7 +102,10 @@ class PairGuider(comfy.samplers.CFGGuider):
             )
             self.begin(sigmas)
             more = (sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest)
-            return executor(guider, *more)
+            try:
+                return executor(guider, *more)
+            finally:
+                self.denoiser.attention.forget()
 
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE,

@@ -164,10 +164,14 @@ class AttentionControl:
         self._keeps, self._shape = keeps or not target, shape
         self._limit = side(attention.self_limit, min(latent)) if attention.self_limit else 0
         self.missed = False
+        if not goes_on:
+            self.forget()
         self._seen = {}
         self._watched = {watch: self._size(watch, latent) for watch in attention.watched}
-        if not goes_on:
-            self._store = {}
+
+    def forget(self) -> None:
+        """Let go of what is kept of the source."""
+        self._store = {}
 
     def end_watching(self) -> None:
         """What guidance functions ask of the network from here on is changed, but not looked at."""

@@ -32,19 +32,21 @@ class Held(TorchDispatchMode):
     Attributes:
         now: at this moment.
         peak: the most there were.
+        steps: how much there was as each latent was sent home.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.steps: list[int] = []
         self.ends: dict[int, weakref.finalize] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        known = {key(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
-        output = func(*args, **kwargs)
-        for one in tree_leaves(output):
-            if isinstance(one, Tensor) and key(one) not in known | self.ends.keys():
+        output = func(*args, **(kwargs or {}))
+        made = [one for one in tensors(output) if key(one) not in self.ends]
+        known = {key(one) for one in tensors((args, kwargs))} if made else set()
+        for one in made:
+            if key(one) not in known | self.ends.keys():
                 self._begin(one)
         return output
 
@@ -64,6 +66,14 @@ class Held(TorchDispatchMode):
         end = self.ends.get(key(tensor))
         if end is not None:
             end()
+        self.steps.append(self.now)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Those in the arguments or the output of an operation."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [one for one in tree_leaves(tree) if isinstance(one, Tensor)]
 
 
 def key(tensor: Tensor) -> int:
@@ -117,10 +127,6 @@ def edits(setting: Setting, *names: str) -> tuple:
     return chain
 
 
-def walked(setting: Setting, path: Any, *names: str) -> None:
-    setting.sample(path, edits(setting, *names))
-
-
 CHAINS = [
     (),
     ("MDPEpsilon",),
@@ -138,9 +144,111 @@ CHAINS = [
 def test_a_longer_walk_holds_no_more(
     paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ):
+    setting = demo()
     peaks = []
-    for steps in (SHORT, SHORT, LONG):
+    for path in paths.values():
         with on_the_device(monkeypatch) as held:
-            walked(demo(), paths[steps], *names)
+            setting.sample(path, edits(setting, *names))
         peaks.append(held.peak)
-    print(peaks)
+    assert peaks[0] == peaks[1] > paths[SHORT].clean.nbytes
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI then asks the network for one condition at a time."""
+    import comfy.model_patcher
+
+    name = "get_free_memory"
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, name, lambda self, device: 0)
+
+
+def test_a_longer_walk_holds_no_more_where_source_and_edit_share_no_call(
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+):
+    short_of_memory(monkeypatch)
+    test_a_longer_walk_holds_no_more(paths, monkeypatch, CHAINS[-1])
+
+
+def test_embeddings_of_a_longer_path_are_no_more_either(
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """In half precision, so that what is made of them on the device is another tensor."""
+    from diffusion_path.edits.null_text import NullText
+
+    setting, peaks = demo(), []
+    for steps, path in paths.items():
+        embeddings = setting.negative[0][0].expand(steps, 1, -1, -1).half()
+        own = path._replace(edits=(NullText(embeddings=embeddings),))
+        with on_the_device(monkeypatch) as held:
+            setting.sample(own)
+        peaks.append(held.peak)
+    assert peaks[0] == peaks[1]
+
+
+def assert_no_more(peaks: list[int]) -> None:
+    """Than the numbers of the noise levels, which are made here: far less than one latent."""
+    levels = (LONG - SHORT) * torch.float32.itemsize
+    assert peaks[0] <= peaks[1] <= peaks[0] + levels < peaks[0] + 4 * 8 * 8
+
+
+@pytest.mark.parametrize("inputs", [{}, {"fixed_point_iterations": 1, "average": 2}], ids=str)
+def test_a_longer_inversion_holds_no_more(
+    comfy: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any]
+):
+    peaks = []
+    for steps in (SHORT, LONG):
+        with on_the_device(monkeypatch) as held:
+            demo().invert(steps=steps, **inputs)
+        peaks.append(held.peak)
+    assert_no_more(peaks)
+
+
+def test_recording_a_longer_path_holds_no_more(comfy: Path, monkeypatch: pytest.MonkeyPatch):
+    peaks = []
+    for steps in (SHORT, LONG):
+        with on_the_device(monkeypatch) as held:
+            demo().record(steps=steps, cfg=3.0)
+        peaks.append(held.peak)
+    assert_no_more(peaks)
+
+
+def test_maps_of_a_longer_path_are_no_more(paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch):
+    setting, peaks = demo(), []
+    inputs = {"model": setting.model, "prompts": setting.pair, "vae": setting.vae}
+    for path in paths.values():
+        with on_the_device(monkeypatch) as held:
+            results("AttentionMaps", path=path, words="apple", **inputs)
+        peaks.append(held.peak)
+    assert peaks[0] == peaks[1]
+
+
+def test_the_sources_attention_is_let_go_with_the_last_step_that_needs_it(
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+):
+    short_of_memory(monkeypatch)
+    setting = demo()
+    inputs = WINDOWS | {"cross_replace": 0.5, "self_replace": 0.5}
+    injected = results("PromptToPrompt", prompts=setting.pair, **inputs)[0]
+    with on_the_device(monkeypatch) as held:
+        setting.sample(paths[SHORT], injected)
+    assert len(held.steps) == SHORT + 1
+    assert held.steps[1] > 10 * held.steps[-1]
+
+
+@pytest.mark.parametrize("sampler", ["ours", "euler"])
+def test_a_guider_that_stays_holds_nothing_of_the_attention(
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch, sampler: str
+):
+    """ComfyUI keeps it for the next run."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+
+    short_of_memory(monkeypatch)
+    setting, path = demo(), paths[SHORT]
+    inputs = {"model": setting.model, "path": path, "edits": edits(setting, "PromptToPrompt")}
+    inputs |= {"positive": setting.target, "negative": setting.negative}
+    guider, noise, levels, latent = results("Guider", **inputs)
+    solver = results("PathSampler")[0] if sampler == "ours" else comfy.samplers.ksampler("euler")
+    with on_the_device(monkeypatch) as held, torch.inference_mode():
+        SamplerCustomAdvanced.execute(noise, guider, solver, levels, latent)
+        gc.collect()
+    assert held.now < 0.1 * guider.denoiser.attention.kept
