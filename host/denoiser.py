@@ -113,6 +113,7 @@ class ComfyDenoiser:
         self._rest: list[Tensor] = []
         self._last_sigma = [math.inf]
         self._apart = [False]
+        self._owned: dict[tuple[uuid.UUID, Any], bool] = {}
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.APPLY_MODEL,
             OURS,
@@ -187,7 +188,7 @@ class ComfyDenoiser:
             if source in riders:
                 at = (int(source.condition.negative), self._rider(source, riders)["uuid"])
             keeps = apart or self._guides_further()
-            target = conditions_chunks(main.condition, main.patch.target)
+            target = self._chunks_of(main.condition, main.patch.target)
             self.attention.begin(main.patch, self.shape, target, at, keeps, goes_on=apart)
         answered = self._call(main, partner, riders, sigma, self._patched(main))
         if main.patch is not None:
@@ -234,7 +235,8 @@ class ComfyDenoiser:
             heard = self.network.heard
         finally:
             self.network.riders, self.network.heard = {}, {}
-        self._rest = list(output[2:])
+        if partner is not None:
+            self._rest = list(output[2:])
         found = {query: heard[chunk] for query, chunk in at.items() if chunk in heard}
         for side in (main, partner):
             if side is not None:
@@ -328,11 +330,21 @@ class ComfyDenoiser:
         name = uuid.uuid5(query.condition[0]["uuid"], f"rides along {number}")
         return {**query.condition[0], "uuid": name, "strength": 0.0}
 
-    @staticmethod
-    def _chunk_of(source: Query, patch: Any) -> Chunk:
+    def _chunk_of(self, source: Query, patch: Any) -> Chunk:
         """Where the source's attention is, in a call of its own."""
-        (first, *_) = conditions_chunks(source.condition, patch.source) or [(0, None)]
+        (first, *_) = self._chunks_of(source.condition, patch.source) or [(0, None)]
         return first
+
+    def _chunks_of(self, condition: Conds, prompt: Any) -> list[Chunk]:
+        """The parts of a call that belong to a prompt; whose a part is, is found out once."""
+        found = []
+        for part in condition:
+            key = part["uuid"], prompt
+            if key not in self._owned:
+                self._owned[key] = conditions.is_of(part.get("cross_attn"), part, prompt)
+            if self._owned[key]:
+                found.append((int(condition.negative), part["uuid"]))
+        return found
 
     def _follow_keyframes(self, sigma: float) -> None:
         """Bring hooks with keyframes to the strength that they have when sampling gets here.
@@ -428,16 +440,6 @@ class ComfyDenoiser:
         number = comfy.model_management.dtype_size(self.dtype)
         kept = batch * math.prod(sizes) * number * KEPT * self.model.memory_usage_factor
         return kept > self.patcher.get_free_memory(self.device)
-
-
-def conditions_chunks(condition: Conds, prompt: Any) -> list[Chunk]:
-    """The parts of a call that belong to a prompt."""
-    number = int(condition.negative)
-    return [
-        (number, part["uuid"])
-        for part in condition
-        if conditions.is_of(part.get("cross_attn"), part, prompt)
-    ]
 
 
 def _used(found: Any) -> bool:

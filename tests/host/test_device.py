@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion_path.tests import tiny_models
 from diffusion_path.tests.calls import results
-from diffusion_path.tests.nodes.test_attention import CFG, Family, family_of
+from diffusion_path.tests.nodes.test_attention import CFG, STEPS, Family, family_of
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"}
 """Operations whose answer the processor needs before it goes on."""
@@ -148,3 +148,58 @@ def test_no_layer_copies_to_the_card_for_attention_maps(
         inputs = {"model": half.model, "path": half.path, "prompts": half.pair, "vae": vae}
         results("AttentionMaps", **inputs)
     assert layers and not any(layers), sorted({fault for faults in layers for fault in faults})
+
+
+class Waits(Operations):
+    """Counts how often the processor waits for a number that is made of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def saw(self, name: str, args: tuple, output: Any) -> None:
+        self.count += name in WAITS
+
+
+class Lists(TorchFunctionMode):
+    """Counts what reads a tensor's memory by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (Tensor.tolist, Tensor.numpy)
+        return func(*args, **(kwargs or {}))
+
+
+def waits(model: Any, run: Callable[[], Any]) -> list[int]:
+    """How often the processor waits from each call of the network to the next."""
+    numbers, lists, counts = Waits(), Lists(), []
+    network = model.model.diffusion_model
+    handle = network.register_forward_hook(lambda *_: counts.append(numbers.count + lists.count))
+    try:
+        with numbers, lists:
+            run()
+    finally:
+        handle.remove()
+    return [after - before for before, after in pairwise(counts)]
+
+
+@pytest.mark.parametrize("name", ["no edits", *CHAINS])
+def test_a_step_waits_for_the_card_no_oftener_than_comfyuis_own(half: Family, name: str):
+    """The first one may, to find out where in the model's schedule the edits' windows are."""
+    import comfy.sample
+    import comfy.samplers
+
+    latent, sampler = half.path.clean, comfy.samplers.ksampler("euler")
+    inputs = (CFG, sampler, half.path.sigmas, half.target, half.negative, latent)
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            comfy.sample.sample_custom(half.model, latent, *inputs, disable_pbar=True)
+
+    chain = () if name == "no edits" else CHAINS[name](half)
+    own = waits(half.model, lambda: half.edit(edits=chain))
+    assert len(own) == STEPS - 1
+    assert max(own[1:]) <= min(waits(half.model, theirs)[1:])

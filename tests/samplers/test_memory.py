@@ -100,6 +100,7 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 @pytest.fixture(scope="module")
 def paths(comfy: Path) -> dict[int, Any]:
+    """A short and a long one; the model is loaded then."""
     return {steps: demo().invert(steps=steps) for steps in (SHORT, LONG)}
 
 
@@ -192,19 +193,21 @@ def assert_no_more(peaks: list[int]) -> None:
 
 @pytest.mark.parametrize("inputs", [{}, {"fixed_point_iterations": 1, "average": 2}], ids=str)
 def test_a_longer_inversion_holds_no_more(
-    comfy: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any]
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any]
 ):
     peaks = []
-    for steps in (SHORT, LONG):
+    for steps in paths:
         with on_the_device(monkeypatch) as held:
             demo().invert(steps=steps, **inputs)
         peaks.append(held.peak)
     assert_no_more(peaks)
 
 
-def test_recording_a_longer_path_holds_no_more(comfy: Path, monkeypatch: pytest.MonkeyPatch):
+def test_recording_a_longer_path_holds_no_more(
+    paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+):
     peaks = []
-    for steps in (SHORT, LONG):
+    for steps in paths:
         with on_the_device(monkeypatch) as held:
             demo().record(steps=steps, cfg=3.0)
         peaks.append(held.peak)
