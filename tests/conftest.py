@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: workers with a thread for each core would stall one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from diffusion_path.tools.host import Server, import_comfy
 

@@ -430,3 +430,14 @@ def test_averaging_is_that_of_the_last_estimates(sd15: Family):
         found = results("DDIMInversion", average=average, **inputs)[0].latents[0]
         wanted = torch.stack(estimates[-average:]).mean(dim=0)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "most"), [("source", 10), ("negative", 3)])
+def test_0_takes_the_number_of_iterations_that_was_measured_for_the_start(
+    comfy: Path, start: str, most: int
+):
+    from diffusion_path.nodes.null_text import CHOSEN, NullTextInversion
+
+    assert CHOSEN[start][0] == most
+    inputs = {one.id: one for one in NullTextInversion.GET_SCHEMA().inputs}
+    assert inputs["inner_steps"].default == 0 and inputs["early_stop"].default == 0.0
