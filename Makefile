@@ -10,7 +10,7 @@ export VENV COMFYUI_PATH
 RUN := $(VENV)/bin/python -P -m
 PACK := diffusion_path
 
-.PHONY: help setup demo test lint format fuzz bench bench-model serve workflows browser
+.PHONY: help setup demo test lint format fuzz bench bench-model bench-gpu serve workflows browser
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,6 +42,9 @@ bench: setup  ## every technique against the ground truth
 
 bench-model: setup  ## how good the demo model is
 	@$(RUN) $(PACK).benchmarks.demo_model
+
+bench-gpu: setup  ## time and memory on a graphics card, at true sizes (more options: ARGS=...)
+	@$(RUN) $(PACK).benchmarks.gpu $(ARGS)
 
 serve: setup  ## ComfyUI with this pack at http://localhost:8188 (more options: ARGS=...)
 	@$(RUN) $(PACK).tools.serve $(ARGS)
