@@ -460,11 +460,10 @@ def measured(families: Sequence[Family], steps: Steps, repeats: int) -> Iterator
             model = family.model()
             for technique in family.techniques:
                 yield measure(family, model, clip, technique, steps, repeats)
-                gc.collect()
-                comfy.model_management.soft_empty_cache()
             comfy.model_management.unload_all_models()
             del model
             gc.collect()
+            comfy.model_management.soft_empty_cache()
 
 
 def table(rows: Sequence[Row], steps: Steps) -> str:
