@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.align import PromptPair
-from ..host.gradients import blocks, checkpointed, ordinary_weights
 from ..tests import tiny_models
 from ..tools.setup import ROOT
 from .attention import SOURCE, TARGET
@@ -272,6 +271,8 @@ class Calls:
     def _note(
         self, network: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> None:
+        from ..host.gradients import blocks
+
         key = len(inputs[0]), output.requires_grad
         if key not in self.asked:
             named = {name: value for name, value in named.items() if name != "transformer_options"}
@@ -297,6 +298,8 @@ class Calls:
 
     def _there_and_back(self, asked: Asked) -> None:
         from comfy.ldm.modules.attention import attention_pytorch
+
+        from ..host.gradients import checkpointed, ordinary_weights
 
         def attention(_: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
             return attention_pytorch(*args, **named)
