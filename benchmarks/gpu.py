@@ -374,9 +374,10 @@ def way(
 
     generator = torch.Generator().manual_seed(0)
     latent = {"samples": torch.randn(1, *family.latent, generator=generator)}
+    width = text_width(model)
+    assert width is not None
     source, target, negative = (
-        tiny_models.conditioning(text_width(model), family.tokens, family.pooled, seed)
-        for seed in range(3)
+        tiny_models.conditioning(width, family.tokens, family.pooled, seed) for seed in range(3)
     )
     if family.guidance is not None:
         for _, options in (*source, *target, *negative):
