@@ -299,7 +299,7 @@ class Calls:
     def _there_and_back(self, asked: Asked) -> None:
         from comfy.ldm.modules.attention import attention_pytorch
 
-        from ..host.gradients import checkpointed, ordinary_weights
+        from ..host.gradients import checkpointed, norms_keep_copies, ordinary_weights
 
         def attention(_: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
             return attention_pytorch(*args, **named)
@@ -308,6 +308,7 @@ class Calls:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(ordinary_weights([self.network]))
+            stack.enter_context(norms_keep_copies(self.network))
             stack.enter_context(training())
             if asked.sparing:
                 stack.enter_context(checkpointed(self.network))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core.denoiser import Answers, Query
 from . import conditions
 from .conditions import Conds
-from .gradients import checkpointed, ordinary_weights, saves_copies
+from .gradients import checkpointed, norms_keep_copies, ordinary_weights, saves_copies
 from .model import mixing_of
 from .unet import AttentionControl, Chunk
 
@@ -393,6 +393,7 @@ class ComfyDenoiser:
             stack.enter_context(torch.inference_mode(False))
             controls = list(self._control_networks())
             stack.enter_context(ordinary_weights([network, *controls]))
+            stack.enter_context(norms_keep_copies(network))
             stack.enter_context(self._differentiable_options(bool(controls)))
             stack.enter_context(_training())
             if self._memory_is_short() if sparing is None else sparing:

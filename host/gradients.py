@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,11 +57,12 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
 
     That takes a third more time and a fraction of the memory (Chen et al. 2016, arXiv 1604.06174).
     """
+    in_place = not isinstance(network, UNetModel)
     with ExitStack() as undo:
         for block in blocks(network):
             own = block.__dict__.get("forward")
             undo.callback(_restore, block, own)
-            block.forward = partial(_forgetful, block.forward)
+            block.forward = partial(_forgetful, block.forward, in_place)
         yield
 
 
@@ -80,14 +82,37 @@ def _restore(block: nn.Module, own: Any) -> None:
         block.__dict__["forward"] = own
 
 
-def _forgetful(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """`forward` under a checkpoint; options are copied, for the network changes them later on."""
+def _forgetful(forward: Any, in_place: bool, *args: Any, **kwargs: Any) -> Any:
+    """`forward` under a checkpoint; what the network changes later on, or in place, is copied."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     copies = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
     named = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
-    compute = partial(forward, **named)
+
+    def fresh(value: Any) -> Any:
+        return value.clone() if in_place and torch.is_tensor(value) else value
+
+    def compute(*given: Any) -> Any:
+        return forward(*map(fresh, given), **{name: fresh(value) for name, value in named.items()})
+
     return checkpoint(compute, *copies, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def norms_keep_copies(network: nn.Module) -> Iterator[None]:
+    """Inside, a norm reads a copy of its input, which it needs on the way back.
+
+    Flux and its kin add what follows to that input, in place.
+    """
+
+    def copied(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() else None
+
+    with ExitStack() as undo:
+        for module in network.modules():
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                undo.callback(module.register_forward_pre_hook(copied).remove)
+        yield
 
 
 def saves_copies(patch: Callable[..., Any]) -> Callable[..., Any]:

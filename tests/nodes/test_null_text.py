@@ -441,3 +441,27 @@ def test_0_takes_the_number_of_iterations_that_was_measured_for_the_start(
     assert CHOSEN[start][0] == most
     inputs = {one.id: one for one in NullTextInversion.GET_SCHEMA().inputs}
     assert inputs["inner_steps"].default == 0 and inputs["early_stop"].default == 0.0
+
+
+@pytest.mark.parametrize("name", ["flux_schnell", "chroma"])
+def test_a_model_that_adds_in_place_is_led_back_too_whatever_the_memory(
+    comfy: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    from diffusion_path.host.denoiser import ComfyDenoiser
+
+    model, prompt = getattr(tiny_models, name)(), tiny_models.prompt(name)
+    inputs = {"positive": prompt, "latent_image": tiny_models.picture(name), "steps": STEPS}
+    path = results("DDIMInversion", model=model, **inputs)[0]
+    before, found = state(model), []
+    for sparing in (False, True):
+        monkeypatch.setattr(ComfyDenoiser, "_memory_is_short", lambda self, short=sparing: short)
+        given = {"path": path, "negative": prompt, "cfg": CFG, "inner_steps": 3}
+        found.append(results("NullTextInversion", model=model, early_stop=1e-9, **given)[0])
+    torch.testing.assert_close(own(found[0]).embeddings, own(found[1]).embeddings)
+    assert state(model) == before
+
+    def missed(path: Any) -> float:
+        return float((edited(model, path, prompt, prompt, cfg=CFG) - path.clean).norm())
+
+    nothing_found = found[0]._replace(edits=(NullText(embeddings=prompt[0][0][None], cfg=CFG),))
+    assert missed(found[0]) < 0.99 * missed(nothing_found)
