@@ -43,7 +43,8 @@ IN_PIECES = (
 class LayerPatch:
     """One layer's patch, the same object in all calls of a run.
 
-    It runs outside of what torch.compile compiles, so that its state may change from step to step.
+    It and all that it calls runs outside of what torch.compile compiles, so that its state may
+    change from step to step.
     """
 
     def __init__(self, change: Callable[..., Tensor], layer: Layer) -> None:
@@ -51,11 +52,10 @@ class LayerPatch:
         self.change, self.layer = change, layer
         self.theirs: Patch | None = None
 
+    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """What ComfyUI calls in place of the layer's attention."""
         return self.change(self.layer, self.theirs, q, k, v, options)
-
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def attention_layers(network: nn.Module) -> list[Layer]:
@@ -81,7 +81,7 @@ def map_sizes(network: nn.Module, height: int, width: int) -> list[tuple[int, in
 def _blocks(network: nn.Module) -> Iterator[tuple[str, int, Sequence[nn.Module]]]:
     """A UNet's blocks under ComfyUI's names, in the order of their call."""
     if isinstance(network, UNetModel):
-        parts = {"input": network.input_blocks, "middle": [network.middle_block]}
+        parts = {"input": network.input_blocks, "middle": [network.middle_block or ()]}
         for name, blocks in (parts | {"output": network.output_blocks}).items():
             for number, block in enumerate(blocks):
                 yield name, number, block
