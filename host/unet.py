@@ -6,6 +6,7 @@ nothing to take away again, also not after an interruption.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -43,16 +44,18 @@ IN_PIECES = (
 class LayerPatch:
     """One layer's patch, the same object in all calls of a run.
 
-    It and all that it calls runs outside of what torch.compile compiles, so that its state may
-    change from step to step.
+    What it does runs outside of what torch.compile compiles, so that its state may change from step
+    to step.
     """
 
     def __init__(self, change: Callable[..., Tensor], layer: Layer) -> None:
         """Keep what to do; another pack's patch of the layer comes later."""
-        self.change, self.layer = change, layer
+        # Whoever compiles has imported this already; it takes a second, and others do not need it.
+        compiles = "torch._dynamo" in sys.modules
+        self.change = torch.compiler.disable(change) if compiles else change
+        self.layer = layer
         self.theirs: Patch | None = None
 
-    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """What ComfyUI calls in place of the layer's attention."""
         return self.change(self.layer, self.theirs, q, k, v, options)
