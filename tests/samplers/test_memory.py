@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from diffusion_path.attention.maps import attention_maps
+from diffusion_path.core.path import Source
 from diffusion_path.tests.calls import results
 from diffusion_path.tests.seam.workflow import Setting, demo
 
@@ -215,11 +217,20 @@ def test_recording_a_longer_path_holds_no_more(
 
 
 def test_maps_of_a_longer_path_are_no_more(paths: dict[int, Any], monkeypatch: pytest.MonkeyPatch):
+    from diffusion_path.host.guider import run
+
     setting, peaks = demo(), []
-    inputs = {"model": setting.model, "prompts": setting.pair, "vae": setting.vae}
-    for path in paths.values():
-        with on_the_device(monkeypatch) as held:
-            results("AttentionMaps", path=path, words="apple", **inputs)
+    prompt = setting.pair.source
+    words = [[column] for column in range(len(prompt.tokens))]
+    for steps, path in paths.items():
+
+        def look(denoiser: Any, conditions: Any, progress: Any, path: Any = path) -> Tensor:
+            ways = denoiser.percent_to_sigma, denoiser.latent_in, conditions["positive"]
+            return attention_maps(denoiser, Source(path, *ways), prompt, words)
+
+        prompts, latent = {"positive": path.positive}, path.clean
+        with on_the_device(monkeypatch) as held, torch.inference_mode():
+            run(setting.model, prompts, latent, path.sigmas, look, steps=steps)
         peaks.append(held.peak)
     assert peaks[0] == peaks[1]
 
