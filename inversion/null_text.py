@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser, Query
-from ..core.diffusion import Progress, derivative, no_progress
+from ..core.diffusion import Progress, as_it_is, derivative, no_progress
 
 Optimizer = Literal["line search", "adam"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
@@ -51,6 +51,7 @@ def null_text_inversion(
     optimizer: Optimizer = "line search",
     learning_rate: float = 1e-2,
     early_stop: float = 8e-6,
+    bring: Callable[[Tensor], Tensor] = as_it_is,
     progress: Progress = no_progress,
 ) -> Found:
     """Find the embeddings with which guidance retraces a path that was inverted without it.
@@ -74,6 +75,7 @@ def null_text_inversion(
         early_stop: the mean squared error at which a step is done, in latents of unit variance,
             at the noisy end; it grows along a line to 101 times as much at the clean end. The
             reference's is 1e-5.
+        bring: makes of one of the latents what the denoiser reads, such as a copy on its device.
         progress: told of each inner iteration; each step has `inner_steps` of them.
     """
     optimize = adam if optimizer == "adam" else LineSearch()
@@ -81,12 +83,11 @@ def null_text_inversion(
     embeddings, losses = [], []
     known = denoiser.same(condition, null)
     with denoiser.differentiable(), torch.no_grad():
-        latents = latents.clone()
-        x = latents[0]
+        x = bring(latents[0]).clone()
         start = embedding = denoiser.embedding(null).clone().expand(len(x), -1, -1)
         for i in range(len(latents) - 1):
-            query = Query(x, condition)
-            step = GuidedStep(denoiser, query, latents[i + 1], levels[i], levels[i + 1], null, cfg)
+            query, target = Query(x, condition), bring(latents[i + 1]).clone()
+            step = GuidedStep(denoiser, query, target, levels[i], levels[i + 1], null, cfg)
             if not (from_source and known):
                 (step.cond,) = denoiser.predict([query], levels[i]).denoised
             look = step.look(start if from_source else embedding)
@@ -101,7 +102,7 @@ def null_text_inversion(
             embedding, uncond = look.embedding, look.uncond
             del look  # and what it has kept for its way back
             x = step.land(uncond)
-            embeddings.append(embedding)
+            embeddings.append(embedding.cpu())
             losses.append(tried)
             progress((i + 1) * inner_steps - 1, step.guided(uncond), x)
     return Found(

@@ -175,10 +175,9 @@ class NullTextInversion(io.ComfyNode):
             )
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
-            latents = torch.stack([denoiser.latent_in(latent) for latent in path.latents])
             found = null_text_inversion(
                 denoiser,
-                latents,
+                path.latents,
                 path.sigmas,
                 conditions["positive"],
                 conditions["negative"],
@@ -188,6 +187,7 @@ class NullTextInversion(io.ComfyNode):
                 optimizer=optimizer,
                 learning_rate=learning_rate,
                 early_stop=early_stop,
+                bring=denoiser.latent_in,
                 progress=progress,
             )
             return found, denoiser.evaluations
@@ -204,7 +204,7 @@ class NullTextInversion(io.ComfyNode):
                 "something on the model has no gradient, such as a patch or a fused operation; "
                 "take the patches off, or use Negative-Prompt Inversion"
             ) from error
-        embeddings = check_sampled(found.embeddings.cpu())
+        embeddings = check_sampled(found.embeddings)
         own = NullText(embeddings=embeddings, cfg=cfg)
         path = path._replace(negative=null, cfg=cfg, edits=(own, *path.edits))
         errors = [torch.stack(tried).mean(dim=1).tolist() for tried in found.losses]
