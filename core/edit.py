@@ -163,11 +163,6 @@ Edits = tuple[Edit, ...]
 """A chain of edits: applied in order, never changed in place."""
 
 
-def overrides(edit: Edit, hook: str) -> bool:
-    """Whether an edit does something at a hook."""
-    return getattr(type(edit), hook) is not getattr(Edit, hook)
-
-
 def check_mask(mask: Tensor, path: DiffusionPath) -> None:
     """Raise if a mask (masks, height, width) is not one for each image, or of other proportions."""
     masks, (height, width) = len(mask), mask.shape[-2:]

@@ -71,7 +71,7 @@ class Guider(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     tooltip="What the result should not show. A path from Null-Text or "
-                    "Negative-Prompt Inversion has its own, which goes first.",
+                    "Negative-Prompt Inversion has its own, and this one is not read.",
                 ),
                 cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
                 fraction_input(

@@ -23,8 +23,8 @@ def resolution_input(advanced: bool | None = None) -> io.Input:
         default=0,
         min=0,
         max=1024,
-        tooltip="The shorter side of the attention maps to look at; 0 chooses it, 16 for a picture "
-        "of 512 by 512. Larger ones are finer and less sure of what is what.",
+        tooltip="The shorter side of the attention maps to look at; 0 chooses it by the picture's "
+        "size, 16 for 512 by 512. Larger ones are finer and less sure of what is what.",
         advanced=advanced,
     )
 

@@ -51,7 +51,7 @@ class MDPNode(io.ComfyNode):
                 *window_inputs(
                     cls.EDIT.start,
                     cls.EDIT.end,
-                    "Where the window begins, as a fraction of the whole path; 0 is its noisy end. "
+                    "Where the window begins on the model's schedule; 0 is its noisy end. "
                     "A little above 0 lets the new prompt set colours and light.",
                     "Where the window ends. Later keeps more of the source's layout, earlier gives "
                     "the new prompt more freedom.",
@@ -88,7 +88,8 @@ class MDPCondition(MDPNode):
     NAME = "MDP Condition (prompt)"
     DESCRIPTION_TEXT = (
         "Mixes the source prompt's embedding into the new prompt's for the steps of the window. "
-        "The softest of the four: good for attributes and moods."
+        "The softest of the four: good for attributes and moods. Where a model cannot mix prompts "
+        "it mixes predictions, at one network evaluation more for each of these steps."
     )
     ALIASES: ClassVar = ["MDP-c", "prompt interpolation", "prompt mixing"]
 

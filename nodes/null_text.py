@@ -82,8 +82,8 @@ class NullTextInversion(io.ComfyNode):
                     default=0,
                     min=0,
                     max=500,
-                    tooltip="At most as many iterations for each step; most steps need none. 0 "
-                    "takes 10 from the source, 3 from the negative.",
+                    tooltip="At most as many iterations for each step; from the source, most "
+                    "steps need none. 0 takes 10 from the source, 3 from the negative.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -112,7 +112,8 @@ class NullTextInversion(io.ComfyNode):
                     options=STARTS,
                     default="source",
                     tooltip="The embedding that the first step starts from: the source prompt's, "
-                    "which is nearly right already, or the negative's, as in the paper.",
+                    "which is nearly right already, or the negative's, as in the paper, which "
+                    "edits better.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -245,8 +246,9 @@ class NegativePromptInversion(io.ComfyNode):
                 fraction_input(
                     "quantile",
                     0.7,
-                    "How much of the picture counts as hardly different: higher keeps more "
-                    "of the source. Without effect if proximal is none.",
+                    "How much of the guidance of source and edit together counts as hardly "
+                    "different: 0.7 leaves out 0.4 of the edit's, 0.5 and less nothing. Higher "
+                    "keeps more of the source. Without effect if proximal is none.",
                 ),
                 fraction_input(
                     "reconstruction",

@@ -61,7 +61,7 @@ class DDIMInversion(io.ComfyNode):
                     "strength",
                     1.0,
                     "How far to walk towards noise: 1 is all the way, 0.5 the cleaner half "
-                    "of the steps. The sampler's start can skip steps later, so 1 serves all.",
+                    "of the schedule. The sampler's start can skip steps later, so 1 serves all.",
                 ),
                 io.Int.Input(
                     "fixed_point_iterations",

@@ -98,7 +98,9 @@ def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider) -> st
             "source's attention were kept at each step"
         )
     for edit in guider.outcome.idle:
-        lines.append(f"{words(type(edit).__name__)} did nothing: its window ends before start")
+        lines.append(
+            f"{words(type(edit).__name__)} did nothing: none of these steps lies in its window"
+        )
     own = own_negative(path)
     if own is not None:
         made = "" if own.cfg in (1, guider.cfg) else f", made for cfg {own.cfg:g}"
@@ -134,7 +136,7 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     tooltip="What the result should not show. A path from Null-Text or "
-                    "Negative-Prompt Inversion has its own, which goes first.",
+                    "Negative-Prompt Inversion has its own, and this one is not read.",
                 ),
                 cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
                 fraction_input(

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from ..core.denoiser import Query, distinct
 from ..core.diffusion import derivative
-from ..core.edit import Edits, Step, overrides
-
-WATCHING = ("queries", "patch")
-"""The hooks of edits that read a prediction, whatever becomes of it."""
+from ..core.edit import Edits, Step
 
 
 def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
@@ -20,17 +17,18 @@ def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
 
     Edits are asked in their order at each hook.
     """
-    if _is_replaced(step, edits):
-        return _follow(step, torch.zeros_like(step.x), edits), step
     condition, negative, patch = step.condition, step.negative, None
     for edit in edits:
         condition = edit.condition(step, condition)
         negative = edit.negative(step, negative)
         patch = edit.patch(step, patch)
+    further = [query for edit in edits for query in edit.queries(step)]
+    if not patch and not further and any(edit.replaces(step) for edit in edits):
+        return _follow(step, torch.zeros_like(step.x), edits), step  # nobody reads a prediction
 
     target, unguided = Query(step.x, condition, patch), Query(step.x, negative)
     asked = [target, unguided] if step.denoiser.guides(step.cfg) else [target]
-    asked = distinct([*asked, *(query for edit in edits for query in edit.queries(step))])
+    asked = distinct([*asked, *further])
     answers, seen = step.denoiser.predict(asked, step.sigma)
     known = dict(zip(asked, answers, strict=True))
     cond, uncond = known[target], known.get(unguided)
@@ -50,10 +48,3 @@ def _follow(step: Step, guided: Tensor, edits: Edits) -> Tensor:
     for edit in edits:
         d = edit.prediction(step, d)
     return guided if d is predicted else step.x - step.sigma * d
-
-
-def _is_replaced(step: Step, edits: Edits) -> bool:
-    """Whether an edit throws away what is predicted, and none before or after it reads it."""
-    if any(overrides(edit, hook) for edit in edits for hook in WATCHING):
-        return False
-    return any(edit.replaces(step) for edit in edits)
