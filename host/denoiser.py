@@ -20,6 +20,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
 from ..core.denoiser import Answers, Query
@@ -114,6 +115,9 @@ class ComfyDenoiser:
         self._last_sigma = [math.inf]
         self._apart = [False]
         self._owned: dict[tuple[uuid.UUID, Any], bool] = {}
+        wrappers = model_options["transformer_options"].get("wrappers", {})
+        kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+        self.compiled = COMPILE_KEY in wrappers.get(kind, {})
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.APPLY_MODEL,
             OURS,
@@ -306,7 +310,10 @@ class ComfyDenoiser:
 
     def _patched(self, query: Query) -> dict[str, Any]:
         """The options for a query, with its patch in them; those of the run stay as they are."""
-        return self.options if query.patch is None else self.attention.options(self.options)
+        self.attention.idle = query.patch is None
+        # What torch.compile has compiled with patches looks for them in every call.
+        patched = self.compiled or query.patch is not None
+        return self.attention.options(self.options) if patched else self.options
 
     def _guides_further(self) -> bool:
         """Whether guidance functions may ask the network again."""

@@ -42,23 +42,23 @@ IN_PIECES = (
 
 
 class LayerPatch:
-    """One layer's patch, the same object in all calls of a run.
+    """The patch of one layer, or of a block of layers, the same object in all calls of a run.
 
     What it does runs outside of what torch.compile compiles, so that its state may change from step
     to step.
     """
 
-    def __init__(self, change: Callable[..., Tensor], layer: Layer) -> None:
-        """Keep what to do; another pack's patch of the layer comes later."""
+    def __init__(self, change: Callable[..., Tensor], block: tuple[str, int]) -> None:
+        """Keep what to do; another pack's patch comes later."""
         # Whoever compiles has imported this already; it takes a second, and others do not need it.
         compiles = "torch._dynamo" in sys.modules
         self.change = torch.compiler.disable(change) if compiles else change
-        self.layer = layer
+        self.block = block
         self.theirs: Patch | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """What ComfyUI calls in place of the layer's attention."""
-        return self.change(self.layer, self.theirs, q, k, v, options)
+        return self.change((*self.block, options["block_index"]), self.theirs, q, k, v, options)
 
 
 def attention_layers(network: nn.Module) -> list[Layer]:
@@ -122,6 +122,7 @@ class AttentionControl:
     Attributes:
         kept: the most bytes of the source's queries and keys that were kept at a time.
         missed: whether the target came before the source; then its prediction is void.
+        idle: whether the patches leave everything as it is.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -140,10 +141,9 @@ class AttentionControl:
         self._sizes: dict[tuple[Watch, tuple[int, int]], tuple[int, int]] = {}
         self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
         self._seen: dict[Watch, list[Tensor]] = {}
-        self._patches = {
-            "attn1": {layer: LayerPatch(self.self_attention, layer) for layer in self.layers},
-            "attn2": {layer: LayerPatch(self.cross_attention, layer) for layer in self.layers},
-        }
+        self.idle = False
+        self._changes = {"attn1": self.self_attention, "attn2": self.cross_attention}
+        self._patches: dict[tuple[str, Any], LayerPatch] = {}
 
     def begin(
         self,
@@ -195,12 +195,21 @@ class AttentionControl:
         """The options with the patches in them; those given stay as they are."""
         options = create_model_options_clone(model_options)
         replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
-        for name, patches in self._patches.items():
+        for name, change in self._changes.items():
             theirs = replaced.get(name, {})
-            for layer, patch in patches.items():
-                before = theirs.get(layer, theirs.get(layer[:2]))
+            ours: dict[Any, LayerPatch] = {}
+            for layer in self.layers:
+                # A layer's own patch goes before its block's, for ComfyUI and for guidance
+                # functions that put a block's there later on.
+                at = layer if layer in theirs else layer[:2]
+                if at in ours:
+                    continue
+                if (name, at) not in self._patches:
+                    self._patches[name, at] = LayerPatch(change, layer[:2])
+                patch, before = self._patches[name, at], theirs.get(at)
                 patch.theirs = None if before is patch else before
-            replaced[name] = {**theirs, **patches}
+                ours[at] = patch
+            replaced[name] = {**theirs, **ours}
         return options
 
     def self_attention(
@@ -213,6 +222,8 @@ class AttentionControl:
         options: dict[str, Any],
     ) -> Tensor:
         """The target's maps are the source's if its queries and keys are."""
+        if self.idle:
+            return attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
         size = size_of(options)
         if self.attention.injects and (self._target or self._source) and min(size) <= self._limit:
             target, source = self._parts(q, options)
@@ -236,6 +247,8 @@ class AttentionControl:
     ) -> Tensor:
         """The target's maps as edited; what another pack's patch adds to a layer stays."""
         out = attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+        if self.idle:
+            return out
         target, source = self._parts(q, options)
         injected = None
         if self.attention.mapper is not None:

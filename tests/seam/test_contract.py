@@ -566,3 +566,19 @@ def test_the_source_of_an_edit_has_each_levels_strength(levels: Tensor):
     mine = walked(demo(), path, edits, cfg=7.0)
     setting = replace(demo(), target=keyframed)
     assert_same(mine, euler(setting, path.latents[0], levels, 1.0))
+
+
+# guidance functions beside edits of the attention
+
+
+@pytest.mark.parametrize("patch", ["PerturbedAttentionGuidance", "SelfAttentionGuidance"])
+@pytest.mark.parametrize("name", ["PromptToPrompt", "Reweight"])
+def test_a_function_that_changes_attention_acts_beside_an_edit_of_it(
+    comfy: Path, patch: str, name: str
+):
+    setting = demo()
+    more = {"words": "pear: 2"} if name == "Reweight" else {}
+    edits = results(name, prompts=setting.pair, **more)[0]
+    plain = walked(setting, setting.path, edits, cfg=5.0)
+    patched = replace(setting, model=patches.UNET[patch](setting.model))
+    assert_other(walked(patched, setting.path, edits, cfg=5.0), plain)
