@@ -219,4 +219,5 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    return load(data), dict(header.get("__metadata__", {}))
+    tensors, metadata = load(data), header.get("__metadata__", {})  # in an order that varies
+    return dict(sorted(tensors.items())), dict(sorted(metadata.items()))

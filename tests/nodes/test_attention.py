@@ -592,7 +592,7 @@ def test_pictures_need_not_be_square_nor_even(demo: Demo, height: int, width: in
     assert images.shape[2] >= 256
     same = chain(demo.pair(APPLE)[2], INJECT)
     latent = demo.edit(APPLE, same, path=path)
-    torch.testing.assert_close(latent, path.clean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(latent, path.clean, rtol=0, atol=2e-4)
 
 
 # the families, and what users connect

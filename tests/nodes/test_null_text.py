@@ -152,7 +152,7 @@ def test_weights_are_the_very_same_tensors_afterwards(sd15: Family):
 
 def live_bytes() -> int:
     gc.collect()
-    tensors = [one for one in gc.get_objects() if isinstance(one, Tensor)]
+    tensors = [one for one in gc.get_objects() if type(one) in (Tensor, torch.nn.Parameter)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 

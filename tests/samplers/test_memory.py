@@ -265,4 +265,4 @@ def test_a_guider_that_stays_holds_nothing_of_the_attention(
     with on_the_device(monkeypatch) as held, torch.inference_mode():
         SamplerCustomAdvanced.execute(noise, guider, solver, levels, latent)
         gc.collect()
-    assert held.now < 0.1 * guider.denoiser.attention.kept
+    assert held.now < 0.1 * guider.outcome.kept

@@ -19,7 +19,7 @@ from diffusion_path.tests.seam import patches
 from diffusion_path.tests.seam.test_contract import assert_other, assert_same, euler, walked
 from diffusion_path.tests.seam.workflow import Setting, demo, tiny
 
-LEVELS = torch.tensor([8.0, 1.0])
+LEVELS = torch.tensor([8.0, 0.0])
 DEEP = ("sd15_deep", "sdxl_deep")
 
 
