@@ -46,7 +46,7 @@ REFUSED: dict[str, set[str]] = {
 """What may be refused, by patch: all other uses must run."""
 
 
-SLOW = {"TorchCompileModel": ("invert", "sample at cfg 5", "MDPGuidance", "PromptToPrompt")}
+SLOW = {"TorchCompileModel": ("invert", "PromptToPrompt")}
 
 
 @pytest.mark.parametrize(
