@@ -13,12 +13,10 @@ from torch import Tensor
 
 from ..core.path import DiffusionPath
 from ..host import guider as host
-from .sampler import guider_for, on_wire
+from .sampler import guider_for, on_wire, walk_inputs
 from .support import (
     CATEGORY,
-    Path,
     PathEdits,
-    cfg_input,
     fraction_input,
     names_itself,
     seed_input,
@@ -63,17 +61,7 @@ class Guider(io.ComfyNode):
             "samplers can walk it. Connect all four outputs there, and choose a sampler.",
             search_aliases=["guider", "custom sampler", "SamplerCustomAdvanced", "dpmpp", "edit"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
-                Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
-                io.Conditioning.Input(
-                    "positive", tooltip="A prompt that describes the result, not the change."
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    tooltip="What the result should not show. A path from Null-Text or "
-                    "Negative-Prompt Inversion has its own, and this one is not read.",
-                ),
-                cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
+                *walk_inputs(),
                 fraction_input(
                     "start",
                     0.0,

@@ -39,6 +39,23 @@ ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
 """Relative changes of the latent at which people say that nothing, or everything, has changed."""
 
 
+def walk_inputs() -> list[io.Input]:
+    """What a path is walked with: the model, the path, the new prompt and its guidance."""
+    return [
+        io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
+        Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
+        io.Conditioning.Input(
+            "positive", tooltip="A prompt that describes the result, not the change."
+        ),
+        io.Conditioning.Input(
+            "negative",
+            tooltip="What the result should not show. A path from Null-Text or "
+            "Negative-Prompt Inversion has its own, and this one is not read.",
+        ),
+        cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
+    ]
+
+
 def own_negative(path: DiffusionPath) -> NullText | None:
     """What a path has in place of a negative, if it has."""
     return next((edit for edit in path.edits if isinstance(edit, NullText)), None)
@@ -128,17 +145,7 @@ class Sampler(io.ComfyNode):
             "every step. Without edits it samples the new prompt from the source's own noise.",
             search_aliases=["edit image", "MDP", "DiffEdit", "path sampler", "image editing"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
-                Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
-                io.Conditioning.Input(
-                    "positive", tooltip="A prompt that describes the result, not the change."
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    tooltip="What the result should not show. A path from Null-Text or "
-                    "Negative-Prompt Inversion has its own, and this one is not read.",
-                ),
-                cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
+                *walk_inputs(),
                 fraction_input(
                     "start",
                     0.0,
