@@ -66,12 +66,22 @@ def actions(batch: Batch) -> dict[str, Callable[[], Any]]:
     model = batch.demo.model
     target = {"model": model, "positive": batch.target, "negative": batch.empty}
     euler = {"seed": 0, "steps": 50, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal"}
+    one = next(batch.each())  # its prompts are one pair's, so that words can be aligned
     return {
         "DDIM Inversion": partial(
             node, "DDIMInversion", model=model, positive=batch.source, latent_image=batch.latent
         ),
         "Sampler with MDP-ε": partial(
             node, "Sampler", path=batch.path, edits=node("MDPEpsilon"), **target
+        ),
+        "Sampler with prompt-to-prompt, one picture": partial(
+            node,
+            "Sampler",
+            model=model,
+            path=one.path,
+            positive=one.target,
+            negative=one.empty,
+            edits=node("PromptToPrompt", prompts=one.pair),
         ),
         "ComfyUI's KSampler": partial(
             stock, "KSampler", latent_image=batch.latent, **target, **euler
@@ -89,7 +99,9 @@ def sampling(sizes: tuple[int, ...] = (1, 4), repeats: int = REPEATS) -> str:
     for size in sizes:
         for name, action in actions(Batch(demo, edits[:size])).items():
             evaluations, whole, bare = overhead(demo, action, repeats)
-            figures = f"{evaluations / size:.0f} | {whole:.2f} | {bare:.2f} | {whole / bare:.2f}"
+            pictures = 1 if name.endswith("one picture") else size
+            per_picture = f"{evaluations / pictures:.0f}"
+            figures = f"{per_picture} | {whole:.2f} | {bare:.2f} | {whole / bare:.2f}"
             table.append(f"| {size} | {name} | {figures} |")
     return "\n".join(table)
 
