@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import diffusion_path
 from diffusion_path.tests import tiny_models
 from diffusion_path.tests.calls import results
 from diffusion_path.tests.seam import patches
@@ -186,7 +188,8 @@ def prompted(setting: Setting, patch: str) -> Setting:
 def is_ours(error: BaseException) -> bool:
     """Whether our code has raised it, rather than passed on what went wrong elsewhere."""
     file = extract_tb((error.__cause__ or error).__traceback__)[-1].filename
-    return ".comfyui" not in file and "site-packages" not in file
+    pack = str(Path(diffusion_path.__file__).parent)
+    return file.startswith(pack) and ".comfyui" not in file and ".venv" not in file
 
 
 def works(use: Callable[[Setting], tuple[Tensor, torch.Size]], setting: Setting) -> bool:
