@@ -189,7 +189,8 @@ def is_ours(error: BaseException) -> bool:
     """Whether our code has raised it, rather than passed on what went wrong elsewhere."""
     file = extract_tb((error.__cause__ or error).__traceback__)[-1].filename
     pack = str(Path(diffusion_path.__file__).parent)
-    return file.startswith(pack) and ".comfyui" not in file and ".venv" not in file
+    inside = file.removeprefix(pack)
+    return inside != file and not inside.startswith(("/.comfyui", "/.venv"))
 
 
 def works(use: Callable[[Setting], tuple[Tensor, torch.Size]], setting: Setting) -> bool:
