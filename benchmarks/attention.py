@@ -26,31 +26,33 @@ LIMIT = 1.6
 """What a step of prompt-to-prompt may cost."""
 
 
+SD15 = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+    "context_dim": 768,
+}
+"""Stable Diffusion 1.5's UNet, as ComfyUI describes it."""
+
+
 def sd15() -> Any:
     """A MODEL of Stable Diffusion 1.5's size in float32 with random weights."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15(
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 320,
-            "num_res_blocks": [2, 2, 2, 2],
-            "channel_mult": [1, 2, 4, 4],
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-            "transformer_depth_middle": 1,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "use_linear_in_transformer": False,
-            "adm_in_channels": None,
-            "use_temporal_attention": False,
-            "context_dim": 768,
-        }
-    )
+    config = comfy.supported_models.SD15(dict(SD15))
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     config.set_inference_dtype(dtype, None)

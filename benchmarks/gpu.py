@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..attention.align import PromptPair
 from ..tests import tiny_models
 from ..tools.setup import ROOT
-from .attention import SOURCE, TARGET
+from .attention import SD15, SOURCE, TARGET
 from .batch import Demo, node
 from .edits import RESULTS
 from .speed import seconds
@@ -48,23 +48,6 @@ PROMPT_TO_PROMPT: Technique = "Sampler with Prompt-to-Prompt"
 NULL_TEXT: Technique = "Null-Text Inversion"
 UNET = (SAMPLER, PROMPT_TO_PROMPT, NULL_TEXT)
 
-SD15 = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "use_temporal_attention": False,
-    "context_dim": 768,
-}
 SDXL = SD15 | {
     "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4],
@@ -299,7 +282,7 @@ class Calls:
     def _there_and_back(self, asked: Asked) -> None:
         from comfy.ldm.modules.attention import attention_pytorch
 
-        from ..host.gradients import checkpointed, norms_keep_copies, ordinary_weights
+        from ..host.gradients import checkpointed, norms_keep_copies, ordinary_weights, training
 
         def attention(_: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
             return attention_pytorch(*args, **named)
@@ -326,19 +309,6 @@ class Calls:
 def ordinary(value: Any) -> Any:
     """A copy of a tensor that autograd takes; anything else as it is."""
     return value.detach().clone() if torch.is_tensor(value) else value
-
-
-@contextmanager
-def training() -> Iterator[None]:
-    """Inside, ComfyUI leaves out fused operations that have no gradient."""
-    import comfy.model_management
-
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
 
 
 @dataclass(frozen=True)

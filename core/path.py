@@ -114,10 +114,6 @@ class Source:
             self._between = sigma, torch.lerp(self.latent(i), self.latent(i + 1), part)
         return self._between[1]
 
-    def derivative(self, i: int) -> Tensor:
-        """dx/dsigma of step `i` (B, C, ...)."""
-        return (self.latent(i + 1) - self.latent(i)) / (self.levels[i + 1] - self.levels[i])
-
     def window(self, start: float, end: float) -> range:
         """The steps in a part of the model's own schedule, 0 is its noisy end, 1 the clean one."""
         if (start, end) not in self._windows:

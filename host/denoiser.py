@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from ..core.denoiser import Answers, Query
 from . import conditions
 from .conditions import Conds
-from .gradients import checkpointed, norms_keep_copies, ordinary_weights, saves_copies
+from .gradients import (
+    checkpointed,
+    norms_keep_copies,
+    ordinary_weights,
+    saves_copies,
+    training,
+)
 from .model import mixing_of
 from .unet import AttentionControl, Chunk
 
@@ -54,13 +60,14 @@ class Network:
 
     Attributes:
         evaluations: parts of a call that were evaluated so far.
+        sigma: the noise level that was asked for last.
         riders: the latents to put in, by the part of the call; None leaves the call's own.
         heard: their estimates.
     """
 
     def __init__(self) -> None:
         """Nobody rides along yet."""
-        self.evaluations = 0
+        self.evaluations, self.sigma = 0, math.inf
         self.riders: dict[Chunk, Tensor | None] = {}
         self.heard: dict[Chunk, Tensor] = {}
 
@@ -112,18 +119,14 @@ class ComfyDenoiser:
         self.network, self.attention = Network(), AttentionControl(self.model.diffusion_model)
         self._given: tuple[float, Tensor] | None = None
         self._rest: list[Tensor] = []
-        self._last_sigma = [math.inf]
-        self._apart = [False]
         self._owned: dict[tuple[uuid.UUID, Any], bool] = {}
+        self._with_patches: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._keyframes = list(_keyframes(guider.all_conds()))
         wrappers = model_options["transformer_options"].get("wrappers", {})
         kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
         self.compiled = COMPILE_KEY in wrappers.get(kind, {})
         comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.APPLY_MODEL,
-            OURS,
-            self.network,
-            model_options,
-            is_model_options=True,
+            kind, OURS, self.network, model_options, is_model_options=True
         )
 
     def within(
@@ -177,10 +180,11 @@ class ComfyDenoiser:
         others = [query for query in others if query is not partner]
         source = next((query for query in queries if query.is_source), None)
         needs_source = main.patch is not None and main.patch.needs_source
-        apart = bool(needs_source and source and (self._apart[0] or not self._rides(source)))
-        riders = [query for query in others if self._rides(query)]
-        if self._apart[0]:
-            riders = [query for query in riders if query is not source]
+        alone = self.attention.apart
+        apart = bool(needs_source and source and (alone or not self._rides(source)))
+        riders = [
+            query for query in others if self._rides(query) and not (alone and query is source)
+        ]
 
         known: dict[Query, Tensor] = {}
         if apart and source is not None:
@@ -197,7 +201,7 @@ class ComfyDenoiser:
         answered = self._call(main, partner, riders, sigma, self._patched(main))
         if main.patch is not None:
             if self.attention.missed and source is not None and not apart:
-                self._apart[0] = True  # memory or hooks keep the source's call from being the first
+                self.attention.apart = True  # memory or hooks keep the source from coming first
                 return self._answer(queries, sigma, seen)
             seen.update(self.attention.seen)
             self.attention.end_watching()
@@ -287,7 +291,7 @@ class ComfyDenoiser:
         return (
             not theirs
             and not any(one in self.options for one in functions)
-            and (conditions.same(a, b))
+            and conditions.same(a, b)
         )
 
     def mixes(self, a: Conds, b: Conds) -> bool:
@@ -312,8 +316,11 @@ class ComfyDenoiser:
         """The options for a query, with its patch in them; those of the run stay as they are."""
         self.attention.idle = query.patch is None
         # What torch.compile has compiled with patches looks for them in every call.
-        patched = self.compiled or query.patch is not None
-        return self.attention.options(self.options) if patched else self.options
+        if query.patch is None and not self.compiled:
+            return self.options
+        if self._with_patches is None or self._with_patches[0] is not self.options:
+            self._with_patches = self.options, self.attention.options(self.options)
+        return self._with_patches[1]
 
     def _guides_further(self) -> bool:
         """Whether guidance functions may ask the network again."""
@@ -358,25 +365,17 @@ class ComfyDenoiser:
 
         ComfyUI moves them on only as the noise level falls.
         """
-        last, self._last_sigma[0] = self._last_sigma[0], sigma
-        groups = {
-            id(hook.hook_keyframe): hook.hook_keyframe
-            for conds in self.guider.all_conds()
-            for cond in conds
-            if cond.get("hooks") is not None
-            for hook in cond["hooks"].hooks
-            if not hook.hook_keyframe.is_empty()
-        }
+        last, self.network.sigma = self.network.sigma, sigma
         options = self.options.get("transformer_options", {})
-        if not groups or sigma <= last < math.inf or "sample_sigmas" not in options:
+        if not self._keyframes or sigma <= last < math.inf or "sample_sigmas" not in options:
             return
-        before = [group.strength for group in groups.values()]
-        for group in groups.values():
+        before = [group.strength for group in self._keyframes]
+        for group in self._keyframes:
             group.reset()
             for level in options["sample_sigmas"]:
                 if float(level) >= sigma * (1 - 1e-6):
                     group.prepare_current_keyframe(level, options)
-        if before != [group.strength for group in groups.values()]:
+        if before != [group.strength for group in self._keyframes]:
             self.patcher.clean_hooks()
 
     @contextmanager
@@ -402,7 +401,7 @@ class ComfyDenoiser:
             stack.enter_context(ordinary_weights([network, *controls]))
             stack.enter_context(norms_keep_copies(network))
             stack.enter_context(self._differentiable_options(bool(controls)))
-            stack.enter_context(_training())
+            stack.enter_context(training())
             if self._memory_is_short() if sparing is None else sparing:
                 stack.enter_context(checkpointed(network))
             yield
@@ -450,19 +449,20 @@ class ComfyDenoiser:
         return kept > self.patcher.get_free_memory(self.device)
 
 
+def _keyframes(conditions: Iterable[Conds]) -> Iterable[Any]:
+    """The groups of keyframes of all hooks, each once."""
+    groups = (
+        hook.hook_keyframe
+        for conds in conditions
+        for cond in conds
+        if cond.get("hooks") is not None
+        for hook in cond["hooks"].hooks
+    )
+    return {id(group): group for group in groups if not group.is_empty()}.values()
+
+
 def _used(found: Any) -> bool:
     """Whether something other than our own wrappers is in a dict of patches."""
     if isinstance(found, dict):
         return any(_used(value) for key, value in found.items() if key != OURS)
     return bool(found)
-
-
-@contextmanager
-def _training() -> Iterator[None]:
-    """Inside, ComfyUI leaves out fused operations that have no gradient, such as its RoPE."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
@@ -113,6 +114,17 @@ def norms_keep_copies(network: nn.Module) -> Iterator[None]:
             if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 undo.callback(module.register_forward_pre_hook(copied).remove)
         yield
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Inside, ComfyUI leaves out fused operations that have no gradient, such as its RoPE."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 def saves_copies(patch: Callable[..., Any]) -> Callable[..., Any]:

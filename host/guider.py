@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import comfy.conds
@@ -18,12 +19,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..core.diffusion import Progress
+from ..core.diffusion import Progress, no_progress
 from ..core.edit import Edits, Need, Step
 from ..core.path import Conditioning, DiffusionPath, Source
 from ..samplers.prediction import predict
 from ..samplers.solvers import DDIM
-from ..samplers.walk import down, walk, where
+from ..samplers.walk import walk, where
 from .conditions import Conds
 from .denoiser import OURS, ComfyDenoiser
 
@@ -73,27 +74,22 @@ class PairGuider(comfy.samplers.CFGGuider):
             denoise_mask: Tensor | None,
             *rest: Any,
         ) -> Tensor:
-            pairs: dict[str, dict[str, Any]] = {}
-            for name in everything.keys() - set(MAIN):
-                pair, role = name.removesuffix("_negative"), MAIN[name.endswith("_negative")]
-                pairs.setdefault(pair, {})[role] = everything[name]
-            for pair, prompts in pairs.items():
-                prompts = comfy.samplers.process_conds(
+            pairs = {
+                name.removesuffix("_negative"): None for name in everything if name not in MAIN
+            }
+            for pair in pairs:
+                names = dict(zip(MAIN, (pair, f"{pair}_negative"), strict=True))
+                prepared = comfy.samplers.process_conds(
                     self.inner_model,
                     noise,
-                    prompts,
+                    {role: everything[name] for role, name in names.items() if name in everything},
                     self.model_patcher.load_device,
                     latent_image,
                     denoise_mask,
                     extra_args["seed"],
                     latent_shapes=named.get("latent_shapes"),
                 )
-                everything.update(
-                    {
-                        pair if role == MAIN[0] else f"{pair}_negative": one
-                        for role, one in prompts.items()
-                    }
-                )
+                everything.update({names[role]: conds for role, conds in prepared.items()})
             everything.update(self.conds)
             self.conditions = {**self._one_for_each(everything), **self.absent}
             self.conds = {name: self.conditions[name] for name in self.conds}
@@ -102,10 +98,7 @@ class PairGuider(comfy.samplers.CFGGuider):
             )
             self.begin(sigmas)
             more = (sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest)
-            try:
-                return executor(guider, *more)
-            finally:
-                self.denoiser.attention.forget()
+            return executor(guider, *more)
 
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE,
@@ -286,6 +279,15 @@ class PathGuider(PairGuider):
         self.step, self.pending, self.prepared = None, None, ()
 
 
+def progress_of(
+    callback: Callable[[int, Tensor, Tensor, int], None] | None, total: int
+) -> Progress:
+    """What to tell of each step, as ComfyUI's samplers tell it."""
+    if callback is None:
+        return no_progress
+    return lambda number, denoised, x: callback(number, denoised, x, total)
+
+
 class PathSampler(comfy.samplers.Sampler):
     """A SAMPLER that walks along the path of its guider.
 
@@ -350,11 +352,7 @@ class PathSampler(comfy.samplers.Sampler):
             return denoised, guider.step
 
         self.latents = []
-        transitions = down(guider.levels)
-
-        def progress(number: int, denoised: Tensor, x: Tensor) -> None:
-            if callback is not None:
-                callback(number, denoised, x, len(transitions))
+        transitions = list(pairwise(guider.levels))
 
         x, guider.step = walk(
             ask,
@@ -364,7 +362,7 @@ class PathSampler(comfy.samplers.Sampler):
             denoiser.mixing,
             guider.prepared,
             (lambda x: self.latents.append(denoiser.latent_out(x))) if self.keeps else None,
-            progress,
+            progress_of(callback, len(transitions)),
         )
         return x
 
@@ -402,12 +400,7 @@ class LoopSampler(comfy.samplers.Sampler, Generic[T]):
         disable_pbar: bool = False,
     ) -> Tensor | None:
         """Called by the guider with the model loaded; returns the latent it was given."""
-        total = len(sigmas) - 1
-
-        def progress(step: int, denoised: Tensor, x: Tensor) -> None:
-            if callback is not None:
-                callback(step, denoised, x, total)
-
+        progress = progress_of(callback, len(sigmas) - 1)
         self.result = self.loop(model_wrap.denoiser, model_wrap.conditions, progress)
         return latent_image
 

@@ -106,6 +106,13 @@ def size_of(options: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
+def unchanged(
+    theirs: Patch | None, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """A layer's output as it is without us: another pack's patch, or ComfyUI's attention."""
+    return (attend if theirs is None else theirs)(q, k, v, options)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Any = None) -> Tensor:
     """ComfyUI's attention, and whatever other packs have put in its place."""
     named = {"attn_precision": options["attn_precision"], "transformer_options": options}
@@ -122,6 +129,7 @@ class AttentionControl:
     Attributes:
         kept: the most bytes of the source's queries and keys that were kept at a time.
         missed: whether the target came before the source; then its prediction is void.
+        apart: whether the source has to have a call of its own, because it was missed before.
         idle: whether the patches leave everything as it is.
     """
 
@@ -141,7 +149,7 @@ class AttentionControl:
         self._sizes: dict[tuple[Watch, tuple[int, int]], tuple[int, int]] = {}
         self._store: dict[tuple[str, Layer], tuple[Tensor, Tensor]] = {}
         self._seen: dict[Watch, list[Tensor]] = {}
-        self.idle = False
+        self.idle = self.apart = False
         self._changes = {"attn1": self.self_attention, "attn2": self.cross_attention}
         self._patches: dict[tuple[str, Any], LayerPatch] = {}
 
@@ -223,7 +231,7 @@ class AttentionControl:
     ) -> Tensor:
         """The target's maps are the source's if its queries and keys are."""
         if self.idle:
-            return attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+            return unchanged(theirs, q, k, v, options)
         size = size_of(options)
         if self.attention.injects and (self._target or self._source) and min(size) <= self._limit:
             target, source = self._parts(q, options)
@@ -234,7 +242,7 @@ class AttentionControl:
                 q, k = q.clone(), k.clone()
                 for part in target:
                     q[part], k[part] = injection
-        return attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+        return unchanged(theirs, q, k, v, options)
 
     def cross_attention(
         self,
@@ -246,7 +254,7 @@ class AttentionControl:
         options: dict[str, Any],
     ) -> Tensor:
         """The target's maps as edited; what another pack's patch adds to a layer stays."""
-        out = attend(q, k, v, options) if theirs is None else theirs(q, k, v, options)
+        out = unchanged(theirs, q, k, v, options)
         if self.idle:
             return out
         target, source = self._parts(q, options)

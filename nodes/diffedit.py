@@ -21,6 +21,7 @@ from .support import (
     edits_output,
     first_step,
     fraction_input,
+    masks_of,
     names_itself,
     path_sigmas,
     seed_input,
@@ -182,10 +183,5 @@ class MaskBlend(io.ComfyNode):
     @names_itself
     def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
         check_window(start, end)
-        if not mask.numel():
-            raise ValueError(
-                f"the mask is {mask.shape[-1]} x {mask.shape[-2]}, which has no pixel; connect one "
-                "of the picture's size"
-            )
-        mask = mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1)
-        return io.NodeOutput((*edits, diffedit.MaskBlend(mask=mask, start=start, end=end)))
+        edit = diffedit.MaskBlend(mask=masks_of(mask), start=start, end=end)
+        return io.NodeOutput((*edits, edit))

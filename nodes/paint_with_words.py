@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..edits import paint_with_words
 from .prompts import encode
-from .support import CATEGORY, edits_input, edits_output, names_itself
+from .support import CATEGORY, edits_input, edits_output, masks_of, names_itself
 
 
 class PaintWithWords(io.ComfyNode):
@@ -64,7 +64,7 @@ class PaintWithWords(io.ComfyNode):
         edit = paint_with_words.PaintWithWords(
             prompt=words,
             columns=words.columns(phrase),
-            mask=mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1),
+            mask=masks_of(mask),
             strength=strength,
         )
         return io.NodeOutput((*edits, edit))

@@ -25,6 +25,7 @@ from .support import (
     check_sampled,
     first_step,
     fraction_input,
+    masks_of,
     names_itself,
     path_sigmas,
     seed_input,
@@ -129,6 +130,8 @@ class DDIMInversion(io.ComfyNode):
             check_conditioning(model, negative, "negative")
         levels = path_sigmas(model, steps, spacing, sigmas)
         levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
+        mask = latent_image.get("noise_mask")
+        own = () if mask is None else (MaskBlend(mask=masks_of(mask)),)
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
             latents = ddim_inversion(
@@ -147,7 +150,6 @@ class DDIMInversion(io.ComfyNode):
 
         prompts = {"positive": positive, "negative": None if cfg == 1 else negative}
         latents, evaluations = run(model, prompts, samples, levels, invert, steps=len(levels) - 1)
-        mask = latent_image.get("noise_mask")
         path = DiffusionPath(
             sigmas=levels,
             latents=latents,
@@ -155,10 +157,10 @@ class DDIMInversion(io.ComfyNode):
             negative=prompts["negative"],
             cfg=cfg,
             fingerprint=fingerprint(model),
-            edits=() if mask is None else (MaskBlend(mask=mask.reshape(-1, *mask.shape[-2:])),),
+            edits=own,
         )
         text = f"{path.steps} steps, {evaluations} network evaluations"
-        if mask is not None:
+        if own:
             text += ". The latent's mask will limit every edit of this path"
         signal = mixing_of(model).signal(float(levels[0]))
         if signal <= 0:

@@ -258,6 +258,20 @@ def check_numbers(inputs: Mapping[str, Any]) -> None:
             )
 
 
+def masks_of(mask: Tensor) -> Tensor:
+    """A MASK, or a latent's noise mask, as masks (masks, height, width) of 0 to 1.
+
+    Raises:
+        ValueError: it has no pixel.
+    """
+    height, width = mask.shape[-2:]
+    if not mask.numel():
+        raise ValueError(
+            f"the mask is {width} x {height}, which has no pixel; connect one of the picture's size"
+        )
+    return mask.reshape(-1, height, width).clamp(0, 1)
+
+
 def check_latent(model: ModelPatcher, latent: dict[str, Any], empty: bool = False) -> Tensor:
     """The samples (B, C, ...) of a LATENT as ComfyUI hands them to a model, if it can work on them.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -17,11 +16,6 @@ Transition = tuple[float, float]
 
 Predict = Callable[[Step], tuple[Tensor, Step]]
 """The denoised estimate that a step follows, and the step with what it was answered."""
-
-
-def down(levels: Sequence[float]) -> list[Transition]:
-    """From each noise level to the next."""
-    return list(pairwise(levels))
 
 
 def walk(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.inversion.ddim import ddim_inversion
 from diffusion_path.samplers.prediction import predict
 from diffusion_path.samplers.solvers import DDIM
-from diffusion_path.samplers.walk import down, walk
+from diffusion_path.samplers.walk import walk
 
 
 class Gaussian(NamedTuple):
@@ -182,7 +183,7 @@ def sampled(
     walk(
         lambda step: predict(step, edits),
         step,
-        down(along.levels[first:]),
+        pairwise(along.levels[first:]),
         DDIM(eta, noise),
         denoiser.mixing,
         edits,
