@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -12,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from . import MODEL, data
 from .autoencoder import SCALING_FACTOR
 from .fit import DEVICE, WORK, checkpoint, fit
-from .tokenizer import LENGTH, train_tokenizer
+from .tokenizer import LENGTH, tokenize, train_tokenizer
 from .world import caption
 
 LATENTS = WORK / "latents.pt"
@@ -91,8 +93,8 @@ def build_scheduler() -> DDIMScheduler:
 
 def train_denoiser(autoencoder: AutoencoderKL, more: int = 0) -> Denoiser:
     """Train on latents encoded once, with a tenth of the captions left empty for guidance."""
-    latents, tokens = _encoded(autoencoder)
-    empty = _tokenize([""])[0].to(DEVICE)
+    latents, tokens = encoded(autoencoder, LATENTS, 4, _PICTURES, _ONE_OBJECT)
+    empty = tokenize([""])[0].to(DEVICE)
     alphas = build_scheduler().alphas_cumprod.to(DEVICE)
 
     def loss(denoiser: Denoiser, step: int) -> Tensor:
@@ -136,23 +138,24 @@ def trained_so_far() -> Denoiser:
 
 
 @torch.no_grad()
-def _encoded(autoencoder: AutoencoderKL) -> tuple[Tensor, Tensor]:
-    """Latents (N, 4, 16, 16) of unit variance and tokens (N, LENGTH); kept in LATENTS."""
-    if not LATENTS.exists():
+def encoded(
+    autoencoder: AutoencoderKL, file: Path, seed: int, pictures: int, one_object: float
+) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 16, 16) of unit variance and tokens (N, LENGTH); kept in a file.
+
+    Args:
+        seed: of the scenes; a share `one_object` of them has one object.
+    """
+    if not file.exists():
         autoencoder = autoencoder.to(DEVICE)
-        scenes = data.scenes((4,), "train", _PICTURES, _ONE_OBJECT)
+        scenes = data.scenes((seed,), "train", pictures, one_object)
         batches = []
-        for first in range(0, _PICTURES, 50):
+        for first in range(0, pictures, 50):
             images = data.pictures(scenes[first : first + 50]).to(DEVICE)
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 batches.append(autoencoder.encode(images).latent_dist.mean.float().cpu())
-            print(f"latents: {first + 50}/{_PICTURES}", end="\r", flush=True)
+            print(f"latents: {first + 50}/{pictures}", end="\r", flush=True)
         latents = torch.cat(batches) * SCALING_FACTOR
-        torch.save((latents, _tokenize([caption(scene) for scene in scenes])), LATENTS)
-    return torch.load(LATENTS)
-
-
-def _tokenize(texts: list[str]) -> Tensor:
-    """int (N, LENGTH)"""
-    tokenizer = train_tokenizer()
-    return tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+        file.parent.mkdir(exist_ok=True)
+        torch.save((latents, tokenize([caption(scene) for scene in scenes])), file)
+    return torch.load(file)

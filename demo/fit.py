@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,16 +30,26 @@ def fit(
     steps: int,
     lr: float,
     more: int = 0,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> Network:
     """Train, and return the exponential moving average of the weights.
 
     `loss(model, step)` must draw its data from a generator seeded by the step, so that a run that
-    was stopped continues as if it had not been. AdamW, learning rate with warm-up and cosine decay,
-    bfloat16 autocast. A finished run, or finished weights without the state of their training, are
+    was stopped continues as if it had not been. AdamW, and Muon (Jordan et al. 2024) for the weights
+    in `matrices`; learning rate with warm-up and cosine decay, bfloat16 autocast. A finished run, or finished weights without the state of their training, are
     trained for `more` steps, with a warm-up and decay anew.
     """
     model = model.to(DEVICE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    apart = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in apart]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    ]
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     first, last, step = 0, more or steps, 0
 
@@ -48,7 +58,8 @@ def fit(
         state = torch.load(file, map_location=DEVICE)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         first, last, step = state["first"], state["last"], state["step"]
         if step == last:
             first, last = step, step + more
@@ -57,7 +68,7 @@ def fit(
         state = {
             "model": model.state_dict(),
             "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "first": first,
             "last": last,
             "step": step,
@@ -69,15 +80,17 @@ def fit(
     saved = reported = time.monotonic()
     recent = 0.0
     while step < last:
-        for group in optimizer.param_groups:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = lr * _schedule(step - first, last - first)
         torch.manual_seed(step)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             value = loss(model, step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         _move_average(average, model, min(_EMA, (1 + step) / (10 + step)))
 

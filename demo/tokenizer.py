@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise, product
 
 from tokenizers import pre_tokenizers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .world import BACKGROUNDS, OBJECTS, Object, Scene, caption
@@ -31,6 +32,12 @@ def train_tokenizer() -> CLIPTokenizer:
     ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocabulary, merges, model_max_length=LENGTH)
+
+
+def tokenize(texts: list[str]) -> Tensor:
+    """int (N, LENGTH)"""
+    tokenizer = train_tokenizer()
+    return tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
 
 
 def _train_merges(words: Counter[str]) -> list[tuple[str, str]]:
