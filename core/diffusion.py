@@ -69,3 +69,24 @@ class Mixing:
 def derivative(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
     """dx/dsigma = (x - D) / sigma: the predicted noise of EPS and V models, a flow's velocity."""
     return (x - denoised) / sigma
+
+
+def ddim_parts(
+    mixing: Mixing, sigma: float, sigma_next: float, eta: float = 0.0
+) -> tuple[float, float, float]:
+    """What a DDIM step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) is made of.
+
+    With `eta` the part `eta * sigma' * sqrt(1 - r^2)` of the noise is drawn afresh, r being the
+    ratio of the two noise-to-signal levels; the rest keeps the predicted direction.
+
+    Returns:
+        a, b, c of `x' = a x + b D + c noise`, for noise of unit variance.
+    """
+    if eta == 0 or sigma_next == 0:
+        kept = sigma_next / sigma
+        return kept, 1 - kept, 0.0
+    signal, signal_next = mixing.signal(sigma), mixing.signal(sigma_next)
+    ratio = sigma_next * signal / (sigma * signal_next)
+    fresh = eta * sigma_next * (1 - ratio**2) ** 0.5
+    kept = (sigma_next**2 - fresh**2) ** 0.5 / sigma
+    return kept, signal_next - kept * signal, fresh * mixing.noise_scale

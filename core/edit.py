@@ -12,7 +12,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .denoiser import Condition, Denoiser, Patch, Query, Seen
-from .path import DiffusionPath, Source
+from .diffusion import ddim_parts
+from .path import Conditioning, DiffusionPath, Source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +27,9 @@ class Step:
         sigma, sigma_next: the noise levels before and after it.
         condition, negative: the target's, before any edit of them.
         cfg: the target's guidance scale.
+        eta, added: how much of DDIM's noise this step has, and what it adds as such (B, C, ...).
+        moved: the source's latent before the step, where it is not the path's own (B, C, ...).
+        prompts: what ComfyUI has made of the edits' own prompts, by `id` of the CONDITIONING.
         answers: what the queries of all edits were answered (B, C, ...).
         cond, uncond: the target's estimates before any edit of them; None before there are any.
         seen: what patches have looked at, summed over the steps so far.
@@ -39,15 +43,35 @@ class Step:
     condition: Condition = None
     negative: Condition = None
     cfg: float = 1.0
+    eta: float = 0.0
+    added: Tensor | None = None
+    moved: Tensor | None = None
+    prompts: Mapping[int, Condition] = field(default_factory=dict)
     answers: Mapping[Query, Tensor] = field(default_factory=dict)
     cond: Tensor | None = None
     uncond: Tensor | None = None
     seen: Seen = field(default_factory=dict)
 
-    def at(self, x: Tensor, sigma: float, sigma_next: float) -> Step:
+    def at(
+        self,
+        x: Tensor,
+        sigma: float,
+        sigma_next: float,
+        eta: float = 0.0,
+        added: Tensor | None = None,
+    ) -> Step:
         """The step from `x` at one noise level to another; what was seen so far stays."""
-        moved = replace(self, x=x, sigma=sigma, sigma_next=sigma_next)
-        return replace(moved, answers={}, cond=None, uncond=None)
+        moved = replace(self, x=x, sigma=sigma, sigma_next=sigma_next, eta=eta, added=added)
+        return replace(moved, moved=None, answers={}, cond=None, uncond=None)
+
+    def shifted(self, by: Tensor) -> Step:
+        """The step with the edited latent and the source's both moved (B, C, ...)."""
+        return replace(self, x=self.x + by, moved=self.before + by)
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """a, b, c of the step `x' = a x + b D + c noise` that is taken, DDIM's."""
+        return ddim_parts(self.denoiser.mixing, self.sigma, self.sigma_next, self.eta)
 
     @property
     def index(self) -> int:
@@ -57,7 +81,7 @@ class Step:
     @property
     def before(self) -> Tensor:
         """The source's latent before the step (B, C, ...)."""
-        return self.source.at(self.sigma)
+        return self.source.at(self.sigma) if self.moved is None else self.moved
 
     @property
     def after(self) -> Tensor:
@@ -102,9 +126,24 @@ class Edit:
         return None, None
 
     @property
+    def conditionings(self) -> Sequence[Conditioning]:
+        """Prompts of its own, which `Step.prompts` has."""
+        return ()
+
+    @property
+    def follows(self) -> float:
+        """Up to which fraction of the model's schedule, 0 is its noisy end, the walk is to follow
+        the source, and so may begin there."""
+        return 0.0
+
+    @property
     def masks(self) -> Sequence[Tensor]:
         """The masks (masks, height, width) that must fit the picture."""
         return ()
+
+    def settled(self, family: str) -> Self:
+        """The edit with what was left to the model's family decided."""
+        return self
 
     def check(self, path: DiffusionPath) -> None:
         """Raise ValueError, in one sentence, if this edit cannot work on `path`."""
@@ -125,6 +164,11 @@ class Edit:
         """Whether `prediction` reads nothing of what the target predicts at this step, which then
         need not be predicted."""
         return False
+
+    def shifts(self, step: Step) -> Sequence[Tensor]:
+        """By what to move the edited latent and the source's (B, C, ...), for further predictions
+        of the step; what is followed is the mean of all."""
+        return ()
 
     def queries(self, step: Step) -> Sequence[Query]:
         """What to ask beyond the target's prediction; each costs a network evaluation."""

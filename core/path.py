@@ -33,6 +33,10 @@ class DiffusionPath(NamedTuple):
         cfg: the guidance scale the path was made with.
         fingerprint: what a model must have in common with the one that made the path.
         edits: what each walk along the path begins with, before the edits of its own.
+        solver: how its steps are walked again, of `samplers.solvers.SOLVERS`.
+        residuals: what DDPM's step from each latent but the last is short of the next one
+            (N, B, C, ...), in the model's scale and in ordinary memory; None for paths that were
+            made without noise.
     """
 
     sigmas: Tensor
@@ -42,6 +46,8 @@ class DiffusionPath(NamedTuple):
     cfg: float
     fingerprint: dict[str, Any]
     edits: Edits = ()
+    solver: str = "euler"
+    residuals: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -94,6 +100,19 @@ class Source:
             near = {j: one for j, one in self._held.items() if abs(j - i) == 1}
             self._held = {**near, i: self._latent_in(self.path.latents[i])}
         return self._held[i]
+
+    def residual(self, sigma: float) -> Tensor:
+        """What the source's own step from a noise level of the path is short of it (B, C, ...).
+
+        Raises:
+            ValueError: the path has no such level.
+        """
+        i, residuals = self.index(sigma), self.path.residuals
+        if residuals is None or abs(self.levels[i] - sigma) > sigma * 1e-4:
+            raise ValueError(
+                f"the path has no noise for level {sigma:.4g}; walk it at its own noise levels"
+            )
+        return residuals[i].to(self.latent(i))
 
     def index(self, sigma: float) -> int:
         """The step that begins at a noise level, or within which it lies."""

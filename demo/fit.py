@@ -35,9 +35,10 @@ def fit(
     """Train, and return the exponential moving average of the weights.
 
     `loss(model, step)` must draw its data from a generator seeded by the step, so that a run that
-    was stopped continues as if it had not been. AdamW, and Muon (Jordan et al. 2024) for the weights
-    in `matrices`; learning rate with warm-up and cosine decay, bfloat16 autocast. A finished run, or finished weights without the state of their training, are
-    trained for `more` steps, with a warm-up and decay anew.
+    was stopped continues as if it had not been. AdamW, and Muon (Jordan et al. 2024) for the
+    weights in `matrices`; learning rate with warm-up and cosine decay, bfloat16 autocast. A
+    finished run, or finished weights without the state of their training, are trained for `more`
+    steps, with a warm-up and decay anew.
     """
     model = model.to(DEVICE).train()
     apart = {id(weight) for weight in matrices}
@@ -46,9 +47,7 @@ def fit(
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
     ]
     if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     first, last, step = 0, more or steps, 0

@@ -23,7 +23,7 @@ from ..core.diffusion import Progress, no_progress
 from ..core.edit import Edits, Need, Step
 from ..core.path import Conditioning, DiffusionPath, Source
 from ..samplers.prediction import predict
-from ..samplers.solvers import DDIM
+from ..samplers.solvers import solver_of
 from ..samplers.walk import walk, where
 from .conditions import Conds
 from .denoiser import OURS, ComfyDenoiser
@@ -150,12 +150,15 @@ class Outcome(NamedTuple):
         kept: the most bytes of the source's attention that were kept at a time.
         mask: where the edits have let the image change (B or 1, 1, ...), at the last step; None is
             everywhere.
+        source: where an edit has put the source itself back in the last step (B or 1, 1, ...), if
+            that ended at the path's end; else None.
         idle: the edits whose windows lie before the first step.
     """
 
     evaluations: int
     kept: int
     mask: Tensor | None
+    source: Tensor | None
     idle: Edits
 
 
@@ -190,6 +193,8 @@ class PathGuider(PairGuider):
             "source": path.positive if asked else None,
             "source_negative": path.negative if asked else None,
         }
+        own = [one for edit in self.edits for one in edit.conditionings]
+        prompts |= {f"edit {number}": one for number, one in enumerate(own)}
         super().__init__(model, prompts)
         self.set_cfg(cfg)
         self.path = path
@@ -197,6 +202,14 @@ class PathGuider(PairGuider):
         self.outcome: Outcome
         self.prepared: Edits = ()
         self.pending: Step | None = None
+
+    def inner_sample(self, *args: Any, **named: Any) -> Tensor:
+        """As before, and where the source was put back it is the source bit for bit."""
+        output = super().inner_sample(*args, **named)
+        source = self.outcome.source
+        if source is None:
+            return output
+        return torch.where(source.to(output.device), self.path.clean.to(output), output)
 
     def begin(self, sigmas: Tensor) -> None:
         """Prepare the edits on the device.
@@ -234,6 +247,11 @@ class PathGuider(PairGuider):
             condition=conditions["positive"],
             negative=conditions["negative"],
             cfg=self.cfg,
+            prompts={
+                id(one): conditions[name]
+                for name, one in self.given.items()
+                if name.startswith("edit ")
+            },
         )
 
     def predict_noise(
@@ -271,8 +289,17 @@ class PathGuider(PairGuider):
             evaluations=self.denoiser.evaluations,
             kept=self.denoiser.attention.kept,
             mask=None if mask is None else mask.float().cpu(),
+            source=self._put_back(),
             idle=tuple(edit for edit in self.edits if edit.steps(source).stop <= first),
         )
+
+    def _put_back(self) -> Tensor | None:
+        step, source = self.step, self.step.source
+        masked = tuple(one for one in self.prepared if step.index in one.steps(source))
+        mask = where(masked, step)
+        if mask is None or step.sigma_next != source.levels[-1]:
+            return None
+        return (mask == 0).cpu()
 
     def forget(self) -> None:
         super().forget()
@@ -339,8 +366,10 @@ class PathSampler(comfy.samplers.Sampler):
         seed = extra_args.get("seed")
         generator = torch.Generator().manual_seed((seed if self.seed is None else self.seed) or 0)
 
-        def fresh(x: Tensor) -> Tensor:
-            return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+        def noise_of(x: Tensor, sigma: float, fresh: float) -> Tensor:
+            if guider.path.residuals is not None:
+                return guider.step.source.residual(sigma)
+            return fresh * torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
 
         def ask(step: Step) -> tuple[Tensor, Step]:
             guider.step = guider.pending = step
@@ -358,8 +387,7 @@ class PathSampler(comfy.samplers.Sampler):
             ask,
             replace(guider.step, x=self._start(guider, sigmas, noise, latent_image)),
             transitions,
-            DDIM(self.eta, fresh),
-            denoiser.mixing,
+            solver_of(guider.path.solver, denoiser.mixing, self.eta, noise_of),
             guider.prepared,
             (lambda x: self.latents.append(denoiser.latent_out(x))) if self.keeps else None,
             progress_of(callback, len(transitions)),

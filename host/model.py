@@ -79,6 +79,26 @@ def highest_level(model: ModelPatcher) -> float:
     return float(model.get_model_object("model_sampling").sigma_max)
 
 
+def family(model: ModelPatcher) -> str:
+    """Which of `edits.flow_edit.FAMILIES` a model belongs to, as far as it says so itself."""
+    kinds = {kind.__name__ for kind in type(model.model).__mro__}
+    config = model.model.model_config
+    distilled = config.unet_config.get("guidance_embed")
+    families = {
+        "demo flow": type(config).__name__ == "DemoFlux",
+        "SDXL": "SDXL" in kinds,
+        "SD3": "SD3" in kinds,
+        "Chroma": "Chroma" in kinds,
+        "Flux dev": type(model.model).__name__ == "Flux" and distilled,
+        "Flux schnell": type(model.model).__name__ == "Flux" and not distilled,
+        "Qwen-Image": "QwenImage" in kinds,
+        "Z-Image": type(config).__name__.startswith("ZImage"),
+        "Wan": "WAN21" in kinds,
+    }
+    known = (name for name, fits in families.items() if fits)
+    return next(known, "other flow" if mixing_of(model).flow else "SD1.5")
+
+
 def fits(mine: Any, theirs: Any) -> bool:
     """Whether two values of a fingerprint are the same."""
     if isinstance(mine, float) and isinstance(theirs, (int, float)):

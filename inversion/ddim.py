@@ -1,4 +1,4 @@
-"""DDIM inversion, with fixed-point iterations: from an image back to the noise that makes it."""
+"""Inversion of the sampling ODE: from an image back to the noise that makes it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser, guided
 from ..core.diffusion import Progress, as_it_is, derivative, no_progress
+from ..samplers.solvers import LOWEST, solver_of
+
+INVERSIONS = ("euler", "uni", "midpoint", "reuse")
+"""The solvers of an inversion. The sampler goes the same way back, and by Euler's after "uni"."""
 
 
 def ddim_inversion(
@@ -21,6 +25,9 @@ def ddim_inversion(
     cfg: float = 1.0,
     fixed_point_iterations: int = 0,
     average: int = 1,
+    solver: str = "euler",
+    gamma: float = 0.0,
+    noise: Tensor | None = None,
     store: Callable[[Tensor], Tensor] = as_it_is,
     progress: Progress = no_progress,
 ) -> Tensor:
@@ -32,6 +39,10 @@ def ddim_inversion(
     ReNoise, Garibi et al. 2024, arXiv 2403.14602) repeats the step with the derivative at the
     point reached; in the limit sampling with the same condition and guidance undoes it exactly.
 
+    The other solvers begin each step where it begins. "uni" is Uni-Inv (Jiao et al. 2025, arXiv
+    2504.13109, algorithm 1), which takes one evaluation where the slope before leads; "midpoint"
+    and "reuse" are those of `samplers.solvers`.
+
     Args:
         x0: clean latent (B, C, ...).
         sigmas: noise levels (N + 1,), strictly falling.
@@ -40,19 +51,46 @@ def ddim_inversion(
         cfg: guidance scale; above 1 the error of the inversion grows.
         fixed_point_iterations: repeats k of each step, 0 is plain DDIM; costs k more evaluations.
         average: how many of each step's last estimates to average, as ReNoise does; 1 is none.
+        solver: of `INVERSIONS`; the last two arguments are for "euler".
+        gamma: how much to head for `noise` in place of where the model leads: RF-Inversion (Rout
+            et al. 2024, arXiv 2410.10792, eq. 8); 0 is not at all, 1 needs no model.
+        noise: of unit variance (B, C, ...); needed with `gamma` only.
         store: what to keep of each latent, such as a copy in ordinary memory.
     Returns:
         The latents at `sigmas` (N + 1, B, C, ...), as stored; the last one is `x0`.
     """
-    levels, x = sigmas.tolist(), x0
+    mixing, levels, x = denoiser.mixing, sigmas.tolist(), x0
+
+    def ask(x: Tensor, sigma: float, *_: object) -> Tensor:
+        denoised = guided(denoiser, x, sigma, condition, negative, cfg)
+        if not gamma or noise is None:
+            return denoised
+        toward = mixing.noise_scale * noise
+        if mixing.flow:  # the straight line from here to the noise; elsewhere it never arrives
+            toward = (toward - x) / max(1 - sigma, LOWEST)
+        return torch.lerp(denoised, x - sigma * toward, gamma)
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        level = max(sigma, LOWEST)
+        return derivative(x, ask(x, level), level)
+
+    other = solver_of(solver, mixing)
+    last = slope(x, levels[-1]) if solver == "uni" else x
     latents = [store(x)]
     for i, (sigma, sigma_next) in enumerate(zip(levels[:0:-1], levels[-2::-1], strict=True)):
-        estimate, slopes = denoiser.mixing.rescale(x, sigma, sigma_next), []
-        for _ in range(1 + fixed_point_iterations):
-            denoised = guided(denoiser, estimate, sigma_next, condition, negative, cfg)
-            slopes.append(derivative(estimate, denoised, sigma_next))
-            estimate = x + (sigma_next - sigma) * slopes[-1]
-        x = x + (sigma_next - sigma) * torch.stack(slopes[-average:]).mean(dim=0)
+        if solver == "uni":
+            last = slope(x + (sigma_next - sigma) * last, sigma_next)
+            x = x + (sigma_next - sigma) * last
+            denoised = x - sigma_next * last
+        elif solver == "euler":
+            estimate, slopes = mixing.rescale(x, sigma, sigma_next), []
+            for _ in range(1 + fixed_point_iterations):
+                denoised = ask(estimate, sigma_next)
+                slopes.append(derivative(estimate, denoised, sigma_next))
+                estimate = x + (sigma_next - sigma) * slopes[-1]
+            x = x + (sigma_next - sigma) * torch.stack(slopes[-average:]).mean(dim=0)
+        else:
+            x, denoised = other.step(ask, x, sigma, sigma_next)
         latents.append(store(x))
         progress(i, denoised, x)
     return torch.stack(latents[::-1])

@@ -9,6 +9,7 @@ from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .example import ExamplePicture
 from .files import LoadPath, PathPreview, SavePath
+from .flow_edit import FlowEdit, PullToSource, UniEdit
 from .guider import Guider, PathSampler
 from .local_blend import LocalBlend
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
@@ -19,12 +20,15 @@ from .prompt_to_prompt import PromptToPrompt, Reweight
 from .prompts import PromptPair
 from .report import EditReport
 from .sampler import Sampler
+from .straight import DDPMInversion, StraightPath
 
 NODES: list[type[io.ComfyNode]] = [
     DemoModel,
     ExamplePicture,
     DDIMInversion,
     RecordPath,
+    StraightPath,
+    DDPMInversion,
     NullTextInversion,
     NegativePromptInversion,
     DiffEditMask,
@@ -32,6 +36,9 @@ NODES: list[type[io.ComfyNode]] = [
     MDPCondition,
     MDPLatent,
     MDPGuidance,
+    FlowEdit,
+    UniEdit,
+    PullToSource,
     MaskBlend,
     PromptPair,
     PromptToPrompt,

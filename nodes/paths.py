@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.sample
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..core.path import DiffusionPath
@@ -12,7 +13,7 @@ from ..edits.diffedit import MaskBlend
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import PathGuider, PathSampler, run, sample
 from ..host.model import fingerprint, mixing_of
-from ..inversion.ddim import ddim_inversion
+from ..inversion.ddim import INVERSIONS, ddim_inversion
 from .sampler import on_wire
 from .support import (
     CATEGORY,
@@ -93,6 +94,29 @@ class DDIMInversion(io.ComfyNode):
                     "Steadies the fixed point iterations where they swing.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "solver",
+                    options=["auto", *INVERSIONS],
+                    default="auto",
+                    optional=True,
+                    tooltip="How each step is taken; the sampler takes the same way back. euler: "
+                    "DDIM. uni: Uni-Inv, as cheap and more exact. midpoint: RF-Solver, two "
+                    "evaluations a step. reuse: FireFlow. auto: uni for flow models, else euler.",
+                    advanced=True,
+                ),
+                fraction_input(
+                    "gamma",
+                    0.0,
+                    "RF-Inversion: how much to head for plain noise in place of where the model "
+                    "leads. 0 is not at all; the paper takes 0.5, with Pull to Source.",
+                    advanced=True,
+                    optional=True,
+                ),
+                seed_input(
+                    "Of the noise that gamma heads for; without effect when gamma is 0.",
+                    advanced=True,
+                    optional=True,
+                ),
             ],
             outputs=[
                 Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
@@ -121,8 +145,12 @@ class DDIMInversion(io.ComfyNode):
         negative=None,
         sigmas=None,
         average=1,
+        solver="auto",
+        gamma=0.0,
+        seed=0,
     ) -> io.NodeOutput:
         samples = check_latent(model, latent_image)
+        solver = solver_for(model, solver, fixed_point_iterations, average)
         check_conditioning(model, positive, "positive")
         if cfg != 1:
             if negative is None:
@@ -132,6 +160,7 @@ class DDIMInversion(io.ComfyNode):
         levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
         mask = latent_image.get("noise_mask")
         own = () if mask is None else (MaskBlend(mask=masks_of(mask)),)
+        noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
             latents = ddim_inversion(
@@ -143,6 +172,9 @@ class DDIMInversion(io.ComfyNode):
                 cfg=cfg,
                 fixed_point_iterations=fixed_point_iterations,
                 average=average,
+                solver=solver,
+                gamma=gamma,
+                noise=noise.to(denoiser.device, torch.float32) if gamma else None,
                 store=denoiser.latent_out,
                 progress=progress,
             )
@@ -158,8 +190,11 @@ class DDIMInversion(io.ComfyNode):
             cfg=cfg,
             fingerprint=fingerprint(model),
             edits=own,
+            solver="euler" if solver == "uni" else solver,
         )
         text = f"{path.steps} steps, {evaluations} network evaluations"
+        if solver != "euler":
+            text += f", by {solver}"
         if own:
             text += ". The latent's mask will limit every edit of this path"
         signal = mixing_of(model).signal(float(levels[0]))
@@ -172,6 +207,20 @@ class DDIMInversion(io.ComfyNode):
         noise = {name: value for name, value in latent_image.items() if name != "noise_mask"}
         noise |= on_wire(model.model.process_latent_out(start))
         return io.NodeOutput(path, noise, ui=tell(cls, text))
+
+
+def solver_for(model: ModelPatcher, solver: str, iterations: int, average: int) -> str:
+    """The solver of an inversion."""
+    refined = iterations > 0 or average > 1
+    if solver == "auto":
+        return "uni" if mixing_of(model).flow and not refined else "euler"
+    if refined and solver != "euler":
+        name = "fixed_point_iterations" if iterations else "average"
+        raise ValueError(
+            f"{name} is {iterations or average}, which is for the solver euler, and solver is "
+            f"{solver}; set {name} to {0 if iterations else 1}, or solver to euler"
+        )
+    return solver
 
 
 class RecordPath(io.ComfyNode):

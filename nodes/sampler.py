@@ -16,7 +16,7 @@ from ..core.path import Conditioning, DiffusionPath
 from ..edits.null_text import NullText
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
-from ..host.model import fingerprint
+from ..host.model import family, fingerprint
 from .support import (
     CATEGORY,
     Path,
@@ -82,8 +82,11 @@ def guider_for(
     check_conditioning(model, negative, "negative")
     if own_negative(path) is not None and path.negative is not None:
         negative = path.negative
-    first = first_step(model, path.sigmas, start, f"start {start}")
+    edits = tuple(edit.settled(family(model)) for edit in edits)
     check_edits(model, (*path.edits, *edits), path, positive, recorded=False)
+    follows = max((edit.follows for edit in edits), default=0.0)
+    name = f"start {start}" if start >= follows else f"an edit's start {follows:g}"
+    first = first_step(model, path.sigmas, max(start, follows), name)
     return PathGuider(model, path, positive, negative, cfg, edits), first
 
 
@@ -190,15 +193,18 @@ class Sampler(io.ComfyNode):
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]
-        sample(guider, sampler, path.clean, levels, steps=len(levels) - 1, seed=seed)
+        end = sample(guider, sampler, path.clean, levels, steps=len(levels) - 1, seed=seed)
+        latents = torch.stack([*sampler.latents[:-1], end.to("cpu", torch.float32)])
         edited = DiffusionPath(
             sigmas=levels,
-            latents=check_sampled(torch.stack(sampler.latents)),
+            latents=check_sampled(latents),
             positive=positive,
             negative=guider.given["negative"],
             cfg=cfg,
             fingerprint=fingerprint(model),
             edits=brought(path, first),
+            solver=path.solver,
+            residuals=None if path.residuals is None or not eta else path.residuals[first:],
         )
         return io.NodeOutput(
             on_wire(edited.clean),

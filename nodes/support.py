@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -131,15 +131,26 @@ def spacing_input() -> io.Input:
     )
 
 
-def steps_input() -> io.Input:
+def steps_input(default: int = 50, published: str = "the papers use 50") -> io.Input:
     """How many steps a whole path has."""
     return io.Int.Input(
         "steps",
-        default=50,
+        default=default,
         min=1,
         max=999,
-        tooltip="Steps of a whole path from noise to image. More are finer and slower; the papers "
-        "use 50.",
+        tooltip="Steps of a whole path from noise to image. More are finer and slower; "
+        f"{published}.",
+    )
+
+
+def settings_input(families: Iterable[str], tooltip: str) -> io.Input:
+    """The family of models whose settings to take where the user has left them open."""
+    return io.Combo.Input(
+        "settings",
+        options=["auto", *families],
+        default="auto",
+        optional=True,
+        tooltip=f"{tooltip} auto takes those of the model that is connected.",
     )
 
 
@@ -385,6 +396,8 @@ def check_edits(
         edit.check(path)
         for mask in edit.masks:
             check_mask(mask, path)
+        for conditioning in edit.conditionings:
+            check_conditioning(model, conditioning, f"the prompt of {name}")
         if Need.ATTENTION not in edit.needs:
             continue
         check_cross_attention(

@@ -17,6 +17,19 @@ def predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
 
     Edits are asked in their order at each hook.
     """
+    denoised, found = _predict(step, edits)
+    shifts = [shift for edit in edits for shift in edit.shifts(step)]
+    if not shifts:
+        return denoised, found
+    kept, clean, _ = step.parts
+    for shift in shifts:  # what a shifted step reaches, as a step from where this one begins
+        further, found_too = _predict(step.shifted(shift), edits)
+        denoised = denoised + further + kept / clean * shift
+        found = replace(found, seen=found_too.seen)
+    return denoised / (1 + len(shifts)), found
+
+
+def _predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
     condition, negative, patch = step.condition, step.negative, None
     for edit in edits:
         condition = edit.condition(step, condition)

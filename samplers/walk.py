@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..core.diffusion import Mixing, Progress, no_progress
+from ..core.diffusion import Progress, no_progress
 from ..core.edit import Edits, Step
 from .solvers import Solver
 
@@ -23,7 +24,6 @@ def walk(
     step: Step,
     transitions: Iterable[Transition],
     solver: Solver,
-    mixing: Mixing,
     edits: Edits = (),
     keep: Callable[[Tensor], None] | None = None,
     progress: Progress = no_progress,
@@ -40,9 +40,22 @@ def walk(
     x = step.x
     if keep is not None:
         keep(x)
+
+    def ask(
+        x: Tensor,
+        sigma: float,
+        sigma_next: float,
+        eta: float = 0.0,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        nonlocal step
+        denoised, step = predict(step.at(x, sigma, sigma_next, eta, added))
+        return denoised
+
     for number, (sigma, sigma_next) in enumerate(transitions):
-        denoised, step = predict(step.at(x, sigma, sigma_next))
-        x = solver.step(mixing, x, denoised, sigma, sigma_next)
+        before = x
+        x, denoised = solver.step(ask, x, sigma, sigma_next)
+        step = replace(step, x=before, sigma=sigma, sigma_next=sigma_next)
         for edit in edits:
             x = edit.latent(step, x)
         if keep is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from diffusion_path.core.edit import Edits, Step
 from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.inversion.ddim import ddim_inversion
 from diffusion_path.samplers.prediction import predict
-from diffusion_path.samplers.solvers import DDIM
+from diffusion_path.samplers.solvers import solver_of
 from diffusion_path.samplers.walk import walk
 
 
@@ -179,13 +178,17 @@ def sampled(
         cfg=cfg,
     )
     latents: list[Tensor] = []
-    noise = partial(fresh, generator)
+
+    def noise(x: Tensor, sigma: float, factor: float) -> Tensor:
+        if path.residuals is not None:
+            return along.residual(sigma)
+        return factor * fresh(generator, x)
+
     walk(
         lambda step: predict(step, edits),
         step,
         pairwise(along.levels[first:]),
-        DDIM(eta, noise),
-        denoiser.mixing,
+        solver_of(path.solver, denoiser.mixing, eta, noise),
         edits,
         latents.append,
         progress,

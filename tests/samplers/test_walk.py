@@ -59,21 +59,23 @@ def test_progress_tells_of_every_step_in_order():
     assert seen == [0, 1, 2]
 
 
+def scaled(generator: torch.Generator | None, x: Tensor, sigma: float, factor: float) -> Tensor:
+    """What a step adds as noise."""
+    return factor * fresh(generator, x)
+
+
 @each_family
 def test_a_step_with_eta_0_is_an_euler_step(flow: bool):
     x, denoised = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64).unbind()
-    stepped = DDIM(eta=0.0, noise=partial(fresh, None)).step(
-        Mixing(flow=flow), x, denoised, 0.8, 0.5
-    )
+    stepped, _ = DDIM(Mixing(flow=flow)).step(lambda *_: denoised, x, 0.8, 0.5)
     assert torch.equal(stepped, x + (0.5 - 0.8) * (x - denoised) / 0.8)
 
 
 @each_family
 def test_a_step_to_the_clean_image_adds_no_noise(flow: bool):
     x, denoised = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64).unbind()
-    stepped = DDIM(eta=1.0, noise=partial(fresh, None)).step(
-        Mixing(flow=flow), x, denoised, 0.8, 0.0
-    )
+    noise = partial(scaled, None)
+    stepped, _ = DDIM(Mixing(flow=flow), 1.0, noise).step(lambda *_: denoised, x, 0.8, 0.0)
     torch.testing.assert_close(stepped, denoised)
 
 
@@ -89,7 +91,8 @@ def test_a_step_keeps_the_signal_and_the_noise_level_whatever_eta(flow: bool, et
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 1, 4, 250, 400, generator=generator).unbind()
     x = mixing.noised(x0, noise, sigma)
-    stepped = DDIM(eta, partial(fresh, generator)).step(mixing, x, x0, sigma, below)
+    noise_of = partial(scaled, generator)
+    stepped, _ = DDIM(mixing, eta, noise_of).step(lambda *_: x0, x, sigma, below)
     left = stepped - mixing.signal(below) * x0
     assert float(left.std()) == pytest.approx(below, rel=0.01)
     ratio = below * mixing.signal(sigma) / (sigma * mixing.signal(below))

@@ -1,0 +1,190 @@
+"""Nodes of the edits that follow a difference of predictions: FlowEdit, Uni-Edit, RF-Inversion."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..edits import flow_edit, pull_to_source, uni_edit
+from .support import (
+    CATEGORY,
+    check_window,
+    edits_input,
+    edits_output,
+    fraction_input,
+    names_itself,
+    settings_input,
+    window_inputs,
+)
+
+AUTO = -1.0
+"""The value of a number that the settings decide."""
+
+
+class FlowEdit(io.ComfyNode):
+    """Follow the difference between the target's prediction and the source's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_FlowEdit",
+            display_name="FlowEdit",
+            category=f"{CATEGORY}/edits",
+            description="Goes where the new prompt leads, less where the source's own prompt does: "
+            "what the two share stays. On a Straight Path it needs no inversion.",
+            search_aliases=["flow edit", "FlowAlign", "FlowSlider", "inversion free", "edit image"],
+            inputs=[
+                io.Float.Input(
+                    "source_cfg",
+                    default=AUTO,
+                    min=AUTO,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance of the source's prompt; -1 takes that of settings. The "
+                    "sampler's cfg is the target's.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-5.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="How much of the edit: 0 is none, 1 all, above 1 more, below 0 the "
+                    "opposite. Other than 1 costs one evaluation a step more.",
+                ),
+                io.Float.Input(
+                    "anchor",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.001,
+                    tooltip="FlowAlign: pull each step this much back to the source; the paper's "
+                    "is 0.01, with the source's prompt as the sampler's negative.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "start",
+                    default=AUTO,
+                    min=AUTO,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the edit begins, 0 is the noisy end of the path: later keeps "
+                    "more and costs less. -1 takes that of settings.",
+                ),
+                fraction_input(
+                    "end",
+                    1.0,
+                    "Where the difference ends and the new prompt alone goes on: earlier lets "
+                    "styles through.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "average",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="Predict each step for as many noises, and take the mean: calmer, and "
+                    "as many times as dear.",
+                    advanced=True,
+                ),
+                settings_input(
+                    flow_edit.FAMILIES, "Which model's source_cfg and start to take for -1."
+                ),
+                edits_input(),
+            ],
+            outputs=[edits_output()],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, source_cfg, strength, anchor, start, end, average, settings="auto", edits=()
+    ) -> io.NodeOutput:
+        check_window(start, end)
+        for name, value in (("source_cfg", source_cfg), ("start", start)):
+            if AUTO < value < 0:
+                raise ValueError(f"{name} is {value}; use 0 or more, or -1 for that of settings")
+        edit = flow_edit.FlowEdit(
+            source_cfg=None if source_cfg == AUTO else source_cfg,
+            strength=strength,
+            anchor=anchor,
+            start=None if start == AUTO else start,
+            end=end,
+            average=average,
+            settings=settings,
+        )
+        return io.NodeOutput((*edits, edit))
+
+
+class UniEdit(io.ComfyNode):
+    """Steer most where the two prompts differ most."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_UniEdit",
+            display_name="Uni-Edit",
+            category=f"{CATEGORY}/edits",
+            description="Follows the new prompt where the two prompts differ and the source's "
+            "elsewhere. For a path of DDIM Inversion with solver uni, and a cfg of 1.",
+            search_aliases=["UniEdit-Flow", "uni edit", "Uni-Inv", "flow edit", "edit image"],
+            inputs=[
+                fraction_input(
+                    "alpha",
+                    0.6,
+                    "How much of the path is edited, from its clean end: 0.6 keeps more, 0.8 edits "
+                    "more.",
+                ),
+                io.Float.Input(
+                    "omega",
+                    default=5.0,
+                    min=0.0,
+                    max=50.0,
+                    step=0.1,
+                    tooltip="How much of the difference between the prompts is added.",
+                ),
+                edits_input(),
+            ],
+            outputs=[edits_output()],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, alpha, omega, edits=()) -> io.NodeOutput:
+        if alpha == 0:
+            raise ValueError("alpha is 0, and so no step is edited; use more, such as 0.6")
+        return io.NodeOutput((*edits, uni_edit.UniEdit(alpha=alpha, omega=omega)))
+
+
+class PullToSource(io.ComfyNode):
+    """Head for the source's image in part."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_PullToSource",
+            display_name="Pull to Source",
+            category=f"{CATEGORY}/edits",
+            description="RF-Inversion's eta: in a part of the path, heads for the source's image "
+            "rather than where the model leads.",
+            search_aliases=["RF-Inversion", "rf inversion eta", "fluxtapoz", "keep structure"],
+            inputs=[
+                fraction_input("eta", 0.9, "How much: 0 is not at all, 1 straight to the source."),
+                *window_inputs(
+                    0.0,
+                    0.25,
+                    "Where the pull begins; 0 is the noisy end of the path.",
+                    "Where the pull ends. Later keeps more of the source.",
+                ),
+                edits_input(),
+            ],
+            outputs=[edits_output()],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, eta, start, end, edits=()) -> io.NodeOutput:
+        check_window(start, end)
+        edit = pull_to_source.PullToSource(eta=eta, start=start, end=end)
+        return io.NodeOutput((*edits, edit))

@@ -1,0 +1,259 @@
+"""Nodes that make a path of noise and the image alone, with or without DDPM's noise maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.path import DiffusionPath
+from ..core.schedules import SPACINGS
+from ..edits.diffedit import MaskBlend
+from ..edits.flow_edit import FAMILIES
+from ..host.denoiser import ComfyDenoiser
+from ..host.guider import run
+from ..host.model import family, fingerprint, mixing_of
+from ..inversion.straight import ddpm_residuals, straight
+from .support import (
+    CATEGORY,
+    Path,
+    cfg_input,
+    check_conditioning,
+    check_latent,
+    check_sampled,
+    masks_of,
+    names_itself,
+    path_sigmas,
+    seed_input,
+    settings_input,
+    sigmas_input,
+    spacing_input,
+    steps_input,
+    tell,
+)
+
+
+def draws(latent_image: dict[str, Any], samples: Tensor, seed: int) -> Callable[[], Tensor]:
+    """Fresh noise at each call; the first one is that of ComfyUI's samplers for the seed."""
+    first = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index")).float()
+    generator, begun = torch.Generator().manual_seed(seed ^ 0x5EED), [first]
+
+    def draw() -> Tensor:
+        return begun.pop() if begun else torch.randn(first.shape, generator=generator)
+
+    return draw
+
+
+def straight_path(
+    model: ModelPatcher, latent_image: dict[str, Any], levels: Tensor, seed: int, fresh: bool
+) -> Tensor:
+    """The latents (N + 1, B, C, ...) of a straight path, in the scale of the wires."""
+    samples = check_latent(model, latent_image)
+    inner = model.model
+    x0 = inner.process_latent_in(samples.float().cpu())
+    latents = straight(mixing_of(model), x0, levels, draws(latent_image, samples, seed), fresh)
+    ended = [inner.process_latent_out(latent).float() for latent in latents[:-1]]
+    return torch.stack([*ended, samples.float().cpu()])
+
+
+def own_mask(latent_image: dict[str, Any]) -> tuple[MaskBlend, ...]:
+    """The edit that a latent's own mask is."""
+    mask = latent_image.get("noise_mask")
+    return () if mask is None else (MaskBlend(mask=masks_of(mask)),)
+
+
+MASKED = ". The latent's mask will limit every edit of this path"
+
+
+class StraightPath(io.ComfyNode):
+    """Noise an image to each level, without asking the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_StraightPath",
+            display_name="Straight Path",
+            category=f"{CATEGORY}/path",
+            description="The image's path without an inversion: noise is put on it at each level. "
+            "It costs nothing. With the FlowEdit node it edits pictures, on any model.",
+            search_aliases=["FlowEdit", "inversion free", "flow edit", "InfEdit", "no inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt that describes the image as it is."
+                ),
+                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=999,
+                    tooltip="Steps of a whole path from noise to image; 0 takes those of settings.",
+                ),
+                io.Combo.Input(
+                    "spacing",
+                    options=["auto", *SPACINGS, *comfy.samplers.SCHEDULER_NAMES],
+                    default="auto",
+                    tooltip="Where the steps lie on the model's noise levels; auto takes that of "
+                    "settings. leading, trailing and linspace are diffusers', the others are "
+                    "ComfyUI's schedulers.",
+                    advanced=True,
+                ),
+                seed_input("The noise; another seed gives another edit."),
+                io.Combo.Input(
+                    "noise",
+                    options=["fresh", "one"],
+                    default="fresh",
+                    tooltip="fresh: another noise at each level, as FlowEdit has it. one: the same "
+                    "at all, a straight line, which ComfyUI's other samplers can follow too.",
+                    advanced=True,
+                ),
+                settings_input(FAMILIES, "Which model's steps and spacing to take."),
+                sigmas_input(),
+            ],
+            outputs=[Path.Output(display_name="path", tooltip="The image's path: for FlowEdit.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls,
+        model,
+        positive,
+        latent_image,
+        steps,
+        spacing,
+        seed,
+        noise,
+        settings="auto",
+        sigmas=None,
+    ) -> io.NodeOutput:
+        check_conditioning(model, positive, "positive")
+        name = family(model) if settings == "auto" else settings
+        theirs = FAMILIES[name]
+        spacing = theirs.spacing if spacing == "auto" else spacing
+        levels = path_sigmas(model, steps or theirs.steps, spacing, sigmas)
+        path = DiffusionPath(
+            sigmas=levels,
+            latents=straight_path(model, latent_image, levels, seed, noise == "fresh"),
+            positive=positive,
+            negative=None,
+            cfg=1.0,
+            fingerprint=fingerprint(model),
+            edits=own_mask(latent_image),
+        )
+        text = f"{path.steps} steps, no network evaluation"
+        if sigmas is None and not (steps and spacing != "auto"):
+            text += f"; settings of {name}"
+        return io.NodeOutput(path, ui=tell(cls, text + MASKED * bool(path.edits)))
+
+
+class DDPMInversion(io.ComfyNode):
+    """Find the noise maps with which DDPM makes an image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_DDPMInversion",
+            display_name="DDPM Inversion",
+            category=f"{CATEGORY}/path",
+            description="Edit-friendly DDPM inversion: finds the noise of each step with which "
+            "DDPM makes the image. Sample it with eta 1 and a start of about 0.36.",
+            search_aliases=["edit friendly", "DDPM inversion", "LEDITS++", "noise maps", "invert"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt that describes the image as it is; may be empty."
+                ),
+                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                steps_input(100, "the paper uses 100"),
+                cfg_input(
+                    "Guidance of the source's prompt. Above 1 it needs a negative and costs a "
+                    "second evaluation a step. The sampler's own is higher, 15 in the paper.",
+                    default=3.5,
+                ),
+                seed_input("The noise that is put on the image; another seed, another edit."),
+                spacing_input(),
+                io.Combo.Input(
+                    "solver",
+                    options=["ddpm", "sde-dpm++"],
+                    default="ddpm",
+                    tooltip="How the sampler will take each step. ddpm: the paper's. sde-dpm++: "
+                    "LEDITS++'s, of second order, for fewer steps.",
+                    advanced=True,
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Negative prompt; used only if cfg is not 1."
+                ),
+                sigmas_input(),
+            ],
+            outputs=[
+                Path.Output(
+                    display_name="path", tooltip="The image's path with its noise: set eta to 1."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls,
+        model,
+        positive,
+        latent_image,
+        steps,
+        cfg,
+        seed,
+        spacing,
+        solver,
+        negative=None,
+        sigmas=None,
+    ) -> io.NodeOutput:
+        check_conditioning(model, positive, "positive")
+        if cfg != 1:
+            if negative is None:
+                raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
+            check_conditioning(model, negative, "negative")
+        levels = path_sigmas(model, steps, spacing, sigmas)
+        latents = straight_path(model, latent_image, levels, seed, fresh=True)
+
+        def find(denoiser: ComfyDenoiser, conditions, progress):
+            residuals = ddpm_residuals(
+                denoiser,
+                latents,
+                levels,
+                conditions["positive"],
+                conditions["negative"],
+                cfg,
+                solver=solver,
+                latent_in=denoiser.latent_in,
+                progress=progress,
+            )
+            return check_sampled(residuals), denoiser.evaluations
+
+        prompts = {"positive": positive, "negative": None if cfg == 1 else negative}
+        steps = len(levels) - 1
+        residuals, evaluations = run(
+            model, prompts, latents[-1], levels, find, steps=steps, seed=seed
+        )
+        path = DiffusionPath(
+            sigmas=levels,
+            latents=latents,
+            positive=positive,
+            negative=prompts["negative"],
+            cfg=cfg,
+            fingerprint=fingerprint(model),
+            edits=own_mask(latent_image),
+            solver=solver,
+            residuals=residuals,
+        )
+        text = f"{path.steps} steps, {evaluations} network evaluations. Sample it with eta 1"
+        return io.NodeOutput(path, ui=tell(cls, text + MASKED * bool(path.edits)))
