@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, FluxTransformer2DModel, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from . import MODEL, data
 from .autoencoder import SCALING_FACTOR
 from .denoiser import Denoiser, build_scheduler
+from .flow import build_scheduler as build_flow_scheduler
 from .tokenizer import train_tokenizer
 
 PREVIEW = MODEL / "preview.json"
@@ -36,6 +37,12 @@ def export_denoiser(denoiser: Denoiser, autoencoder: AutoencoderKL) -> None:
     _save_tokenizer(pipeline.tokenizer, MODEL / "tokenizer")
     _rename_text_encoder(MODEL / "text_encoder" / "model.safetensors")
     _save_preview(autoencoder)
+
+
+def export_flow(transformer: FluxTransformer2DModel) -> None:
+    """The flow model beside it, in half precision, which makes it half as large."""
+    transformer.half().save_pretrained(MODEL / "transformer")
+    build_flow_scheduler().save_pretrained(MODEL / "flow_scheduler")
 
 
 def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

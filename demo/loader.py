@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.clip_model
 import comfy.latent_formats
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -18,25 +19,50 @@ import comfy.utils
 import torch
 from torch import nn
 
-from . import MODEL
+from . import FLOW_TOKENS, MODEL
 
 Weights = dict[str, torch.Tensor]
 
+KINDS = ("unet", "flow")
+"""A small Stable Diffusion 1 (eps), and a small Flux (rectified flow)."""
 
-def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE, from the files that diffusers loads too."""
-    return load_unet(), load_clip(), load_vae()
+
+def load_demo_model(
+    kind: str = "unet",
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE, from the files that diffusers loads too.
+
+    Args:
+        kind: of `KINDS`.
+    """
+    return (load_flow() if kind == "flow" else load_unet()), load_clip(kind=kind), load_vae()
 
 
 def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """MODEL, after `comfy.sd.load_diffusion_model_state_dict`, which only knows released sizes."""
+    """MODEL: the UNet, which is a small Stable Diffusion 1's."""
     unet_config = _unet_config(_config("unet"))
     names = comfy.utils.unet_to_diffusers(unet_config)
     weights = {names[name]: value for name, value in _weights("unet").items()}
+    patcher = _patcher(DemoSD15(unet_config), weights, disable_dynamic)
+    patcher.cached_patcher_init = (load_unet, ())
+    return patcher
+
+
+def load_flow(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL: the flow model, which is a small Flux."""
+    stored = {name: value.float() for name, value in _weights("transformer").items()}
+    weights = comfy.model_detection.convert_diffusers_mmdit(stored)
+    patcher = _patcher(DemoFlux(_flux_config(_config("transformer"))), weights, disable_dynamic)
+    patcher.cached_patcher_init = (load_flow, ())
+    return patcher
+
+
+def _patcher(
+    config: comfy.supported_models_base.BASE, weights: Weights, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    """After `comfy.sd.load_diffusion_model_state_dict`, which only knows released sizes."""
     management = comfy.model_management
     device = management.get_torch_device()
-
-    config = DemoSD15(unet_config)
     dtype = management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),
         supported_dtypes=config.supported_inference_dtypes,
@@ -53,12 +79,14 @@ def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     model.to(offload_device)
     model.load_model_weights(weights, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_unet, ())
     return patcher
 
 
-def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """CLIP: Stable Diffusion 1's own classes, around our tokenizer and text encoder."""
+def load_clip(disable_dynamic: bool = False, kind: str = "unet") -> comfy.sd.CLIP:
+    """CLIP: Stable Diffusion 1's own classes, around our tokenizer and text encoder.
+
+    For the flow model it leaves out most of the padding.
+    """
     target = comfy.supported_models_base.ClipTarget(
         comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
     )
@@ -68,12 +96,15 @@ def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(
         target,
         tokenizer_data={"clip_l_tokenizer_class": DemoTokenizer},
-        model_options={"clip_l_class": DemoTextEncoder, "dtype": torch.float32},
+        model_options={
+            "clip_l_class": DemoFlowTextEncoder if kind == "flow" else DemoTextEncoder,
+            "dtype": torch.float32,
+        },
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
         disable_dynamic=disable_dynamic,
     )
-    clip.patcher.cached_patcher_init = (_load_clip_patcher, ())
+    clip.patcher.cached_patcher_init = (_load_clip_patcher, (kind,))
     return clip
 
 
@@ -114,6 +145,12 @@ class DemoSD15(comfy.supported_models.SD15):
     """Stable Diffusion 1 with attention heads of one width."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}  # noqa: RUF012
+    latent_format = DemoLatentFormat
+
+
+class DemoFlux(comfy.supported_models.FluxSchnell):
+    """Flux without a guidance input, on Stable Diffusion 1's latents."""
+
     latent_format = DemoLatentFormat
 
 
@@ -160,8 +197,25 @@ class DemoTextEncoder(comfy.sd1_clip.SDClipModel):
         )
 
 
-def _load_clip_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    return load_clip(disable_dynamic).patcher
+class DemoFlowTextEncoder(DemoTextEncoder):
+    """The same, without the padding beyond `FLOW_TOKENS`, which the flow model has never seen."""
+
+    def encode_token_weights(self, token_weight_pairs: list[list[tuple[Any, float]]]) -> Any:
+        embedding, *rest = super().encode_token_weights(token_weight_pairs)
+        if len(token_weight_pairs) == 1:
+            ends = [
+                isinstance(token, int) and token == self.special_tokens["end"]
+                for token, *_ in token_weight_pairs[0]
+            ]
+            used = ends.index(True) + 1
+            embedding = embedding[:, : max(used, FLOW_TOKENS)]
+        return (embedding, *rest)
+
+
+def _load_clip_patcher(
+    kind: str, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    return load_clip(disable_dynamic, kind).patcher
 
 
 def _unet_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +240,29 @@ def _unet_config(config: dict[str, Any]) -> dict[str, Any]:
         "use_checkpoint": False,
         "adm_in_channels": None,
         "legacy": False,
+    }
+
+
+def _flux_config(config: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI's description of a diffusers Flux transformer."""
+    patch = 2
+    return {
+        "image_model": "flux",
+        "in_channels": config["in_channels"] // patch**2,
+        "out_channels": config["in_channels"] // patch**2,
+        "patch_size": patch,
+        "vec_in_dim": config["pooled_projection_dim"],
+        "context_in_dim": config["joint_attention_dim"],
+        "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
+        "num_heads": config["num_attention_heads"],
+        "depth": config["num_layers"],
+        "depth_single_blocks": config["num_single_layers"],
+        "axes_dim": list(config["axes_dims_rope"]),
+        "mlp_ratio": 4.0,
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": config["guidance_embeds"],
+        "txt_ids_dims": [],
     }
 
 

@@ -1,8 +1,9 @@
 """Train the demo model: `python -m demo.train`, from the root of the repository.
 
-Four stages run in order: the autoencoder, the judge, the denoiser with its text encoder, and the
-export to `demo/model`. Name some to run only those. A run that was stopped continues where it was:
-its state is in `.demo-work/`. To train a finished stage further, or the published weights:
+Five stages run in order: the autoencoder, the judge, the denoiser with its text encoder, their
+export to `demo/model`, and the flow model, which reads the same text encoder. Name some to run only
+those. A run that was stopped continues where it was: its state is in `.demo-work/`. To train a
+finished stage further, or the published weights:
 
     python -m demo.train denoiser export --more 5000
 
@@ -16,10 +17,12 @@ import argparse
 
 from .autoencoder import load_autoencoder, train_autoencoder
 from .denoiser import train_denoiser, trained_so_far
-from .export import export_denoiser
+from .export import export_denoiser, export_flow
+from .flow import train_flow
+from .flow import trained_so_far as trained_flow
 from .judge import train_judge
 
-STAGES = ("autoencoder", "judge", "denoiser", "export")
+STAGES = ("autoencoder", "judge", "denoiser", "export", "flow")
 
 
 def main() -> None:
@@ -42,6 +45,9 @@ def main() -> None:
         train_denoiser(load_autoencoder(), more)
     if "export" in stages:
         export_denoiser(trained_so_far(), load_autoencoder())
+    if "flow" in stages:
+        train_flow(load_autoencoder(), more)
+        export_flow(trained_flow())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .support import CATEGORY
+from ..inversion.path_file import shown
+from .support import CATEGORY, names_itself
 
 
 class DemoModel(io.ComfyNode):
@@ -20,16 +21,30 @@ class DemoModel(io.ComfyNode):
             "plain backgrounds, 128 x 128. Everything works on it without a download; swap it for "
             "Load Checkpoint to work on photographs.",
             search_aliases=["demo", "tiny model", "example checkpoint", "load checkpoint"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=["unet", "flow"],
+                    default="unet",
+                    optional=True,
+                    tooltip="unet: a small Stable Diffusion 1, on which every technique works. "
+                    "flow: a small Flux (rectified flow).",
+                ),
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The denoiser, SD1.x's kind."),
+                io.Model.Output(
+                    display_name="model", tooltip="The denoiser: of SD 1.x's kind, or Flux's."
+                ),
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder."),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        from ..demo.loader import load_demo_model
+    @names_itself
+    def execute(cls, kind="unet") -> io.NodeOutput:
+        from ..demo.loader import KINDS, load_demo_model
 
-        return io.NodeOutput(*load_demo_model())
+        if kind not in KINDS:
+            raise ValueError(f"there is no kind {shown(kind)}; choose one of {', '.join(KINDS)}")
+        return io.NodeOutput(*load_demo_model(kind))
