@@ -14,6 +14,7 @@ from typing_extensions import Self
 from ..core.denoiser import Condition, Denoiser, Query, ddim_sampling
 from ..core.diffusion import Progress, no_progress
 from ..core.edit import Edit, Step
+from ..core.masks import latent_masks
 from ..core.path import Source
 
 Method = Literal["noise", "x0", "denoise"]
@@ -79,12 +80,18 @@ def threshold_mask(heat: Tensor, threshold: float, blur: int = 0) -> Tensor:
     The kernel has 2 * blur + 1 pixels a side; blur 1 is FastDiffEdit's 3 x 3.
     """
     mask = (heat > threshold).float()
-    if blur:
-        offsets = torch.arange(-blur, blur + 1, dtype=mask.dtype, device=mask.device)
-        kernel = torch.exp(-0.5 * (2 * offsets / blur) ** 2)
-        kernel = kernel / kernel.sum()
-        padded = F.pad(mask[:, None], (blur,) * 4, mode="replicate")
-        mask = F.conv2d(padded, (kernel[:, None] * kernel)[None, None])[:, 0]
+    return blurred(mask, blur) if blur else mask
+
+
+def blurred(mask: Tensor, radius: int) -> Tensor:
+    """A mask (B, H, W) after a Gaussian blur of a radius of 1 pixel or more."""
+    offsets = torch.arange(-radius, radius + 1, dtype=mask.dtype, device=mask.device)
+    kernel = torch.exp(-0.5 * (2 * offsets / radius) ** 2)
+    kernel = kernel / kernel.sum()
+    for size in ((1, 1, -1, 1), (1, 1, 1, -1)):
+        weights = kernel.view(size)
+        edge = (0, 0, radius, radius) if size[2] == -1 else (radius, radius, 0, 0)
+        mask = F.conv2d(F.pad(mask[:, None], edge, mode="replicate"), weights)[:, 0]
     return mask
 
 
@@ -93,7 +100,8 @@ class MaskBlend(Edit):
     """Keep the source outside the mask: `x* = m x + (1 - m) x_A` after each step (section 3.1, 3).
 
     Attributes:
-        mask: (1 or B, height, width), 0 (source) to 1 (edit), of the picture's proportions.
+        mask: (masks, height, width), 0 (source) to 1 (edit), of the picture's proportions: 1, or
+            one for each picture, of a video also for each frame. Prepared, it is the latent's.
         start, end: the window as fractions of the model's schedule, 0 is its noisy end.
     """
 
@@ -111,16 +119,13 @@ class MaskBlend(Edit):
         return source.window(self.start, self.end)
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
-        size = source.path.latents.shape[-2:]
-        mask = F.interpolate(self.mask[:, None].to(device, torch.float32), size, mode="area")
-        return replace(self, mask=mask[:, 0])
+        mask = self.mask.to(device, torch.float32)
+        return replace(self, mask=latent_masks(mask, source.path.clean.shape))
 
     def latent(self, step: Step, x: Tensor) -> Tensor:
         if step.index not in self.steps(step.source):
             return x
-        mask = self.changes(step)
-        return mask * x + (1 - mask) * step.after
+        return self.mask * x + (1 - self.mask) * step.after
 
     def changes(self, step: Step) -> Tensor:
-        frames = [1] * (step.x.ndim - 4)
-        return self.mask.reshape(len(self.mask), 1, *frames, *self.mask.shape[-2:])
+        return self.mask

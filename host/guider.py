@@ -23,7 +23,7 @@ from ..core.diffusion import Progress, no_progress
 from ..core.edit import Edits, Need, Step
 from ..core.path import Conditioning, DiffusionPath, Source
 from ..samplers.prediction import predict
-from ..samplers.solvers import solver_of
+from ..samplers.solvers import check_eta, solver_of
 from ..samplers.walk import walk, where
 from .conditions import Conds
 from .denoiser import OURS, ComfyDenoiser
@@ -360,14 +360,18 @@ class PathSampler(comfy.samplers.Sampler):
                 "Path Sampler: the guider holds no path; connect the guider of "
                 "Diffusion Path Guider."
             )
-        guider, denoiser = model_wrap, model_wrap.denoiser
+        guider, denoiser, path = model_wrap, model_wrap.denoiser, model_wrap.path
+        try:
+            check_eta(path.solver, path.residuals is not None, self.eta)
+        except ValueError as error:
+            raise ValueError(f"Path Sampler: {error}.") from None
         masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         masked.latent_image, masked.noise = latent_image, noise
         seed = extra_args.get("seed")
         generator = torch.Generator().manual_seed((seed if self.seed is None else self.seed) or 0)
 
         def noise_of(x: Tensor, sigma: float, fresh: float) -> Tensor:
-            if guider.path.residuals is not None:
+            if path.residuals is not None:
                 return guider.step.source.residual(sigma)
             return fresh * torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
 
@@ -387,7 +391,7 @@ class PathSampler(comfy.samplers.Sampler):
             ask,
             replace(guider.step, x=self._start(guider, sigmas, noise, latent_image)),
             transitions,
-            solver_of(guider.path.solver, denoiser.mixing, self.eta, noise_of),
+            solver_of(path.solver, denoiser.mixing, self.eta, noise_of),
             guider.prepared,
             (lambda x: self.latents.append(denoiser.latent_out(x))) if self.keeps else None,
             progress_of(callback, len(transitions)),

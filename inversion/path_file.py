@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.edit import Edit, check_mask
+from ..core.edit import Edit
+from ..core.masks import check_mask
 from ..core.path import Conditioning, DiffusionPath
 from ..edits.diffedit import MaskBlend
 from ..edits.null_text import NullText
 from ..edits.proximal import NORMS, Proximal
+from ..samplers.solvers import SOLVERS, STOCHASTIC
 
 FILE_FORMAT = "diffusion_path"
 FILE_VERSION = 1
@@ -62,6 +64,10 @@ def save_path(path: DiffusionPath, file: Path) -> None:
         "cfg": json.dumps(path.cfg),
         "fingerprint": json.dumps(path.fingerprint),
     }
+    if path.solver != "euler":
+        metadata["solver"] = json.dumps(path.solver)
+    if path.residuals is not None:
+        tensors["residuals"] = path.residuals
     for edit in path.edits:
         if isinstance(edit, NullText):
             tensors["null_embeddings"] = edit.embeddings
@@ -178,6 +184,8 @@ def _unpack(metadata: dict[str, str], tensors: dict[str, Tensor]) -> DiffusionPa
         cfg=cfg,
         fingerprint=fingerprint,
         edits=tuple(edits),
+        solver=_parsed("solver", metadata) if "solver" in metadata else "euler",
+        residuals=_floats("residuals", tensors) if "residuals" in tensors else None,
     )
     if tensors:
         raise ValueError(f"it holds {shown(min(tensors))}, which is no part of a path")
@@ -247,6 +255,12 @@ def check_promises(path: DiffusionPath) -> None:
         raise ValueError(
             f"there are {len(path.latents)} latents for {path.steps + 1} noise levels in sigmas"
         )
+    if path.solver not in SOLVERS:
+        raise ValueError(f"there is no solver {shown(str(path.solver))}")
+    if path.residuals is not None:
+        _check_tensor("residuals", path.residuals, range(4, 7))
+        if path.residuals.shape != path.latents[:-1].shape or path.solver not in STOCHASTIC:
+            raise ValueError("residuals do not belong to these latents and this solver")
     _number("cfg", path.cfg)
     _check_fingerprint(path.fingerprint, path.latents.shape[2])
     nulls = [edit for edit in path.edits if isinstance(edit, NullText)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_maps import AttentionMaps
+from .composite import Composite
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .example import ExamplePicture
@@ -53,6 +54,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadPath,
     PathPreview,
     EditReport,
+    Composite,
 ]
 
 

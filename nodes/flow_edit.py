@@ -29,8 +29,8 @@ class FlowEdit(io.ComfyNode):
             node_id="DiffusionPath_FlowEdit",
             display_name="FlowEdit",
             category=f"{CATEGORY}/edits",
-            description="Goes where the new prompt leads, less where the source's own prompt does: "
-            "what the two share stays. On a Straight Path it needs no inversion.",
+            description="Follows the difference between the predictions for the new prompt and for "
+            "the source prompt. What both prompts share stays. Use it on a Straight Path.",
             search_aliases=["flow edit", "FlowAlign", "FlowSlider", "inversion free", "edit image"],
             inputs=[
                 io.Float.Input(
@@ -39,8 +39,8 @@ class FlowEdit(io.ComfyNode):
                     min=AUTO,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance of the source's prompt; -1 takes that of settings. The "
-                    "sampler's cfg is the target's.",
+                    tooltip="CFG of the source prompt. -1 = use the value in settings. The "
+                    "sampler's cfg is for the new prompt.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -49,8 +49,8 @@ class FlowEdit(io.ComfyNode):
                     min=-5.0,
                     max=5.0,
                     step=0.05,
-                    tooltip="How much of the edit: 0 is none, 1 all, above 1 more, below 0 the "
-                    "opposite. Other than 1 costs one evaluation a step more.",
+                    tooltip="Strength of the edit. 0 = no edit, 1 = normal, above 1 = exaggerated, "
+                    "below 0 = the opposite. Values other than 1 add one model call per step.",
                 ),
                 io.Float.Input(
                     "anchor",
@@ -59,8 +59,8 @@ class FlowEdit(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     round=0.001,
-                    tooltip="FlowAlign: pull each step this much back to the source; the paper's "
-                    "is 0.01, with the source's prompt as the sampler's negative.",
+                    tooltip="FlowAlign: pulls every step back to the source by this fraction. The "
+                    "paper uses 0.01, with the source prompt as the sampler's negative.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -69,14 +69,14 @@ class FlowEdit(io.ComfyNode):
                     min=AUTO,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the edit begins, 0 is the noisy end of the path: later keeps "
-                    "more and costs less. -1 takes that of settings.",
+                    tooltip="Where the edit begins; 0 is the noisy end of the path. Higher keeps "
+                    "more of the source and is faster. -1 = use the value in settings.",
                 ),
                 fraction_input(
                     "end",
                     1.0,
-                    "Where the difference ends and the new prompt alone goes on: earlier lets "
-                    "styles through.",
+                    "Where the edit ends. After it, the new prompt is sampled as usual. Lower it "
+                    "to change the style.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -84,12 +84,13 @@ class FlowEdit(io.ComfyNode):
                     default=1,
                     min=1,
                     max=16,
-                    tooltip="Predict each step for as many noises, and take the mean: calmer, and "
-                    "as many times as dear.",
+                    tooltip="Number of noise samples to average at every step. More is smoother, and "
+                    "multiplies the model calls.",
                     advanced=True,
                 ),
                 settings_input(
-                    flow_edit.FAMILIES, "Which model's source_cfg and start to take for -1."
+                    flow_edit.FAMILIES,
+                    "Model family whose values replace -1 in source_cfg and start.",
                 ),
                 edits_input(),
             ],
@@ -126,15 +127,15 @@ class UniEdit(io.ComfyNode):
             node_id="DiffusionPath_UniEdit",
             display_name="Uni-Edit",
             category=f"{CATEGORY}/edits",
-            description="Follows the new prompt where the two prompts differ and the source's "
-            "elsewhere. For a path of DDIM Inversion with solver uni, and a cfg of 1.",
+            description="Follows the new prompt where its prediction differs from the source "
+            "prompt's, and the source prompt elsewhere. Invert with solver uni; sample with cfg 1.",
             search_aliases=["UniEdit-Flow", "uni edit", "Uni-Inv", "flow edit", "edit image"],
             inputs=[
                 fraction_input(
                     "alpha",
                     0.6,
-                    "How much of the path is edited, from its clean end: 0.6 keeps more, 0.8 edits "
-                    "more.",
+                    "Fraction of the path to edit, counted from its clean end. 0.6 keeps more of the "
+                    "source, 0.8 edits more.",
                 ),
                 io.Float.Input(
                     "omega",
@@ -142,7 +143,7 @@ class UniEdit(io.ComfyNode):
                     min=0.0,
                     max=50.0,
                     step=0.1,
-                    tooltip="How much of the difference between the prompts is added.",
+                    tooltip="How strongly the difference between the two predictions is added.",
                 ),
                 edits_input(),
             ],
@@ -166,11 +167,13 @@ class PullToSource(io.ComfyNode):
             node_id="DiffusionPath_PullToSource",
             display_name="Pull to Source",
             category=f"{CATEGORY}/edits",
-            description="RF-Inversion's eta: in a part of the path, heads for the source's image "
-            "rather than where the model leads.",
+            description="RF-Inversion's controller: pulls the prediction toward the source image "
+            "during a part of the path.",
             search_aliases=["RF-Inversion", "rf inversion eta", "fluxtapoz", "keep structure"],
             inputs=[
-                fraction_input("eta", 0.9, "How much: 0 is not at all, 1 straight to the source."),
+                fraction_input(
+                    "eta", 0.9, "Strength of the pull. 0 = none, 1 = straight to the source."
+                ),
                 *window_inputs(
                     0.0,
                     0.25,

@@ -99,21 +99,21 @@ class DDIMInversion(io.ComfyNode):
                     options=["auto", *INVERSIONS],
                     default="auto",
                     optional=True,
-                    tooltip="How each step is taken; the sampler takes the same way back. euler: "
-                    "DDIM. uni: Uni-Inv, as cheap and more exact. midpoint: RF-Solver, two "
-                    "evaluations a step. reuse: FireFlow. auto: uni for flow models, else euler.",
+                    tooltip="How each step is computed. The sampler uses the matching method. euler: "
+                    "DDIM. uni: Uni-Inv, same cost, more exact. midpoint: RF-Solver, two model "
+                    "calls per step. reuse: FireFlow. auto: uni for flow models, euler for others.",
                     advanced=True,
                 ),
                 fraction_input(
                     "gamma",
                     0.0,
-                    "RF-Inversion: how much to head for plain noise in place of where the model "
-                    "leads. 0 is not at all; the paper takes 0.5, with Pull to Source.",
+                    "RF-Inversion: how strongly each step is pulled toward random noise. 0 = off. "
+                    "The paper uses 0.5, together with Pull to Source.",
                     advanced=True,
                     optional=True,
                 ),
                 seed_input(
-                    "Of the noise that gamma heads for; without effect when gamma is 0.",
+                    "Seed of the noise for gamma. No effect when gamma is 0.",
                     advanced=True,
                     optional=True,
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.model_management
@@ -17,6 +18,7 @@ from ..edits.null_text import NullText
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
 from ..host.model import family, fingerprint
+from ..samplers.solvers import check_eta
 from .support import (
     CATEGORY,
     Path,
@@ -29,6 +31,7 @@ from .support import (
     downscale_ratio,
     first_step,
     fraction_input,
+    frame_ratio,
     names_itself,
     seed_input,
     tell,
@@ -96,16 +99,20 @@ def on_wire(latent: Tensor) -> dict[str, Any]:
 
 
 def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> Tensor:
-    """A MASK (B, H, W) in the picture's size of where the edits let the image change."""
+    """A MASK (B, H, W) in the picture's size of where the edits let the image change; of videos one
+    for each frame (B * frames, H, W)."""
     rows, columns = edited.clean.shape[-2:]
+    frames = math.prod(edited.clean.shape[2:-2])
     if mask is None:
         mask = torch.ones(1, 1, rows, columns)
-    mask = mask.reshape(len(mask), -1, rows, columns)[:, :1].float().cpu()
-    mask = mask.expand(len(edited.clean), -1, -1, -1)
+    mask = mask.reshape(len(mask), -1, rows, columns).float().cpu()
+    mask = mask.expand(len(edited.clean), frames, -1, -1)
+    held = torch.tensor([1] + [frame_ratio(model)] * (frames - 1))
+    mask = mask.repeat_interleave(held, dim=1).flatten(0, 1)[:, None]
     return F.interpolate(mask, scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
 
 
-def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider) -> str:
+def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, eta: float) -> str:
     """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
     moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
     lines = [
@@ -125,6 +132,8 @@ def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider) -> st
     if own is not None:
         made = "" if own.cfg in (1, guider.cfg) else f", made for cfg {own.cfg:g}"
         lines.append(f"In place of negative: the path's own embeddings{made}")
+    if path.residuals is not None and not eta:
+        lines.append("The path's own noise was left out: set eta to 1 to use it")
     if moved < ALMOST_NOTHING:
         hints = [edit.hint for edit in guider.edits if edit.hint]
         hints += ["raise cfg"] * (guider.cfg <= 1)
@@ -179,7 +188,8 @@ class Sampler(io.ComfyNode):
                 io.Mask.Output(
                     display_name="mask",
                     tooltip="Where the edits have let the image change: the mask that Local Blend "
-                    "has found, or that of Mask Blend; white everywhere without them.",
+                    "has found, or that of Mask Blend; white everywhere without them. For a video, "
+                    "one mask for each frame.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -190,6 +200,7 @@ class Sampler(io.ComfyNode):
     def execute(
         cls, model, path, positive, negative, cfg, start, eta, seed, edits=()
     ) -> io.NodeOutput:
+        check_eta(path.solver, path.residuals is not None, eta)
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]
@@ -211,5 +222,5 @@ class Sampler(io.ComfyNode):
             on_wire(path.clean),
             edited,
             mask_of(model, guider.outcome.mask, edited),
-            ui=tell(cls, report(path, edited, guider)),
+            ui=tell(cls, report(path, edited, guider, eta)),
         )

@@ -20,6 +20,7 @@ from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
 from ..host.model import family, fingerprint, mixing_of
 from ..inversion.straight import ddpm_residuals, straight
+from ..samplers.solvers import STOCHASTIC
 from .support import (
     CATEGORY,
     Path,
@@ -80,8 +81,8 @@ class StraightPath(io.ComfyNode):
             node_id="DiffusionPath_StraightPath",
             display_name="Straight Path",
             category=f"{CATEGORY}/path",
-            description="The image's path without an inversion: noise is put on it at each level. "
-            "It costs nothing. With the FlowEdit node it edits pictures, on any model.",
+            description="Makes a path without inversion: it adds noise to the image at every level. "
+            "It needs no model call. Use it with FlowEdit to edit an image on any model.",
             search_aliases=["FlowEdit", "inversion free", "flow edit", "InfEdit", "no inversion"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will also do the editing."),
@@ -94,27 +95,27 @@ class StraightPath(io.ComfyNode):
                     default=0,
                     min=0,
                     max=999,
-                    tooltip="Steps of a whole path from noise to image; 0 takes those of settings.",
+                    tooltip="Steps from noise to image. 0 = use the number in settings.",
                 ),
                 io.Combo.Input(
                     "spacing",
                     options=["auto", *SPACINGS, *comfy.samplers.SCHEDULER_NAMES],
                     default="auto",
-                    tooltip="Where the steps lie on the model's noise levels; auto takes that of "
-                    "settings. leading, trailing and linspace are diffusers', the others are "
+                    tooltip="Which noise levels the steps visit. auto = use the one in settings. "
+                    "leading, trailing and linspace are diffusers' spacings, the others are "
                     "ComfyUI's schedulers.",
                     advanced=True,
                 ),
-                seed_input("The noise; another seed gives another edit."),
+                seed_input("Seed of the noise. Another seed gives another edit."),
                 io.Combo.Input(
                     "noise",
                     options=["fresh", "one"],
                     default="fresh",
-                    tooltip="fresh: another noise at each level, as FlowEdit has it. one: the same "
-                    "at all, a straight line, which ComfyUI's other samplers can follow too.",
+                    tooltip="fresh: new noise at every level, as in the FlowEdit paper. one: the same "
+                    "noise at every level. Use one with samplers other than euler.",
                     advanced=True,
                 ),
-                settings_input(FAMILIES, "Which model's steps and spacing to take."),
+                settings_input(FAMILIES, "Model family whose steps and spacing are used."),
                 sigmas_input(),
             ],
             outputs=[Path.Output(display_name="path", tooltip="The image's path: for FlowEdit.")],
@@ -164,39 +165,41 @@ class DDPMInversion(io.ComfyNode):
             node_id="DiffusionPath_DDPMInversion",
             display_name="DDPM Inversion",
             category=f"{CATEGORY}/path",
-            description="Edit-friendly DDPM inversion: finds the noise of each step with which "
-            "DDPM makes the image. Sample it with eta 1 and a start of about 0.36.",
+            description="Edit-friendly DDPM inversion: finds the noise that DDPM sampling must add "
+            "at each step to make the image. Set the sampler's eta to 1 and start to about 0.36.",
             search_aliases=["edit friendly", "DDPM inversion", "LEDITS++", "noise maps", "invert"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will also do the editing."),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt that describes the image as it is; may be empty."
+                    "positive",
+                    tooltip="A prompt that describes the image as it is. It may be empty.",
                 ),
                 io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
                 steps_input(100, "the paper uses 100"),
                 cfg_input(
-                    "Guidance of the source's prompt. Above 1 it needs a negative and costs a "
-                    "second evaluation a step. The sampler's own is higher, 15 in the paper.",
+                    "CFG of the source prompt. Other than 1 it needs a negative and doubles the "
+                    "model calls. The paper uses 3.5 here and 15 on the sampler.",
                     default=3.5,
                 ),
-                seed_input("The noise that is put on the image; another seed, another edit."),
+                seed_input("Seed of the noise. Another seed gives another edit."),
                 spacing_input(),
                 io.Combo.Input(
                     "solver",
-                    options=["ddpm", "sde-dpm++"],
+                    options=list(STOCHASTIC),
                     default="ddpm",
-                    tooltip="How the sampler will take each step. ddpm: the paper's. sde-dpm++: "
-                    "LEDITS++'s, of second order, for fewer steps.",
+                    tooltip="Sampling method. ddpm: as in the paper. sde-dpm++: second order, as in "
+                    "LEDITS++; it needs fewer steps.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Negative prompt; used only if cfg is not 1."
+                    "negative", optional=True, tooltip="Negative prompt. Used only if cfg is not 1."
                 ),
                 sigmas_input(),
             ],
             outputs=[
                 Path.Output(
-                    display_name="path", tooltip="The image's path with its noise: set eta to 1."
+                    display_name="path",
+                    tooltip="The image's path with its noise. Set the sampler's eta to 1.",
                 )
             ],
             hidden=[io.Hidden.unique_id],

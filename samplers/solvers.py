@@ -133,8 +133,29 @@ class Reuse(Midpoint):
         return x, denoised
 
 
-SOLVERS = ("euler", "midpoint", "reuse", "ddpm", "sde-dpm++")
-"""How a path is walked again. The last two are for paths with noise of their own."""
+STOCHASTIC = ("ddpm", "sde-dpm++")
+"""The solvers of paths that keep noise of their own."""
+
+SOLVERS = ("euler", "midpoint", "reuse", *STOCHASTIC)
+"""How a path is walked again."""
+
+
+def check_eta(solver: str, has_noise: bool, eta: float) -> None:
+    """Raise ValueError, in one sentence, if a path cannot be walked with that much noise.
+
+    Args:
+        has_noise: whether the path keeps noise of its own.
+    """
+    if has_noise and 0 < eta < 1:
+        raise ValueError(
+            f"eta is {eta:g}, but the noise of this path belongs to eta 1; set eta to 1, or to 0 "
+            "to leave its noise out"
+        )
+    if eta and solver in ("midpoint", "reuse"):
+        raise ValueError(
+            f"eta is {eta:g}, but this path was made with solver {solver}, which adds no noise; "
+            "set eta to 0, or invert with solver euler"
+        )
 
 
 def solver_of(name: str, mixing: Mixing, eta: float = 0.0, noise: Noise | None = None) -> Solver:
