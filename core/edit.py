@@ -205,21 +205,3 @@ class Edit:
 
 Edits = tuple[Edit, ...]
 """A chain of edits: applied in order, never changed in place."""
-
-
-def check_mask(mask: Tensor, path: DiffusionPath) -> None:
-    """Raise if a mask (masks, height, width) is not one for each image, or of other proportions."""
-    masks, (height, width) = len(mask), mask.shape[-2:]
-    batch, (rows, columns) = path.latents.shape[1], path.latents.shape[-2:]
-    if not mask.numel():
-        raise ValueError(
-            f"the mask is {width} x {height}, {masks} of them, and so has no pixel; "
-            "connect a mask of the picture's size"
-        )
-    if masks not in (1, batch):
-        raise ValueError(f"the mask holds {masks} masks for {batch} images; give 1 or {batch}")
-    if abs(height * columns - width * rows) > max(height, width):
-        raise ValueError(
-            f"the mask is {width} x {height}, which has not the proportions of the path's "
-            f"{columns} x {rows} latent; make the mask from the same picture"
-        )

@@ -19,7 +19,8 @@ from server import PromptServer
 from torch import Tensor
 
 from ..attention.align import Prompt
-from ..core.edit import Edits, Need, check_mask
+from ..core.edit import Edits, Need
+from ..core.masks import check_mask
 from ..core.path import Conditioning, DiffusionPath
 from ..core.schedules import SPACINGS, spaced_sigmas, window
 from ..host.conditions import is_of
@@ -245,6 +246,11 @@ def downscale_ratio(model: ModelPatcher) -> int:
     return model.get_model_object("latent_format").spacial_downscale_ratio
 
 
+def frame_ratio(model: ModelPatcher) -> int:
+    """How many frames of a video one of its latent's holds; the first one holds one."""
+    return model.get_model_object("latent_format").temporal_downscale_ratio
+
+
 def first_step(model: ModelPatcher, sigmas: Tensor, fraction: float, name: str) -> int:
     """The first step of a path in the part of the schedule from `fraction` on; or a clear error."""
     percent_to_sigma = model.get_model_object("model_sampling").percent_to_sigma
@@ -395,7 +401,7 @@ def check_edits(
             )
         edit.check(path)
         for mask in edit.masks:
-            check_mask(mask, path)
+            check_mask(mask, path, frame_ratio(model))
         for conditioning in edit.conditionings:
             check_conditioning(model, conditioning, f"the prompt of {name}")
         if Need.ATTENTION not in edit.needs:

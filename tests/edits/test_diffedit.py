@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_path.core.edit import check_mask
+from diffusion_path.core.masks import check_mask
 from diffusion_path.edits.diffedit import MaskBlend, difference, heat, threshold_mask
 from diffusion_path.tests.analytic import (
     Gaussian,
