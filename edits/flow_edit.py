@@ -101,8 +101,8 @@ class FlowEdit(Edit):
     def check(self, path: DiffusionPath) -> None:
         if path.solver == "sde-dpm++":
             raise ValueError(
-                "FlowEdit compares single steps, and this path's are extrapolated (sde-dpm++); make "
-                "it with solver ddpm"
+                "FlowEdit needs steps of first order, and this path has solver sde-dpm++; make the "
+                "path with solver ddpm"
             )
         if self.average > 1 and not is_independent(path):
             raise ValueError(
