@@ -84,13 +84,13 @@ class FlowEdit(io.ComfyNode):
                     default=1,
                     min=1,
                     max=16,
-                    tooltip="Number of noise samples to average at every step. More is smoother, and "
-                    "multiplies the model calls.",
+                    tooltip="Number of noise samples to average at every step. More is smoother "
+                    "and multiplies the model calls.",
                     advanced=True,
                 ),
                 settings_input(
                     flow_edit.FAMILIES,
-                    "Model family whose values replace -1 in source_cfg and start.",
+                    "Model family whose values replace a -1 above.",
                 ),
                 edits_input(),
             ],
@@ -134,8 +134,8 @@ class UniEdit(io.ComfyNode):
                 fraction_input(
                     "alpha",
                     0.6,
-                    "Fraction of the path to edit, counted from its clean end. 0.6 keeps more of the "
-                    "source, 0.8 edits more.",
+                    "Fraction of the path to edit, counted from its clean end. 0.6 keeps more of "
+                    "the source, 0.8 edits more.",
                 ),
                 io.Float.Input(
                     "omega",

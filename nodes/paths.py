@@ -99,7 +99,7 @@ class DDIMInversion(io.ComfyNode):
                     options=["auto", *INVERSIONS],
                     default="auto",
                     optional=True,
-                    tooltip="How each step is computed. The sampler uses the matching method. euler: "
+                    tooltip="How each step is computed; the sampler does likewise. euler: "
                     "DDIM. uni: Uni-Inv, same cost, more exact. midpoint: RF-Solver, two model "
                     "calls per step. reuse: FireFlow. auto: uni for flow models, euler for others.",
                     advanced=True,

@@ -81,8 +81,8 @@ class StraightPath(io.ComfyNode):
             node_id="DiffusionPath_StraightPath",
             display_name="Straight Path",
             category=f"{CATEGORY}/path",
-            description="Makes a path without inversion: it adds noise to the image at every level. "
-            "It needs no model call. Use it with FlowEdit to edit an image on any model.",
+            description="Makes a path without inversion: adds noise to the image at every level, "
+            "without a model call. Use it with FlowEdit to edit an image on any model.",
             search_aliases=["FlowEdit", "inversion free", "flow edit", "InfEdit", "no inversion"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will also do the editing."),
@@ -111,8 +111,8 @@ class StraightPath(io.ComfyNode):
                     "noise",
                     options=["fresh", "one"],
                     default="fresh",
-                    tooltip="fresh: new noise at every level, as in the FlowEdit paper. one: the same "
-                    "noise at every level. Use one with samplers other than euler.",
+                    tooltip="fresh: new noise at every level, as in the FlowEdit paper. one: the "
+                    "same noise at every level, for samplers other than euler.",
                     advanced=True,
                 ),
                 settings_input(FAMILIES, "Model family whose steps and spacing are used."),
@@ -187,8 +187,8 @@ class DDPMInversion(io.ComfyNode):
                     "solver",
                     options=list(STOCHASTIC),
                     default="ddpm",
-                    tooltip="Sampling method. ddpm: as in the paper. sde-dpm++: second order, as in "
-                    "LEDITS++; it needs fewer steps.",
+                    tooltip="Sampling method. ddpm: as in the paper. sde-dpm++: of second order, "
+                    "as in LEDITS++; it needs fewer steps.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
