@@ -8,10 +8,12 @@ every inversion with every edit (20 minutes); `painting`, painted layouts (15 mi
 from __future__ import annotations
 
 from . import attention, edits, speed
+from .batch import MODELS
 from .edits import RESULTS
 
 if __name__ == "__main__":
-    edits.main()
+    for kind in MODELS:
+        edits.main(kind)
     speed.main()
     attention.main()
     print(f"Tables and pictures are in {RESULTS}")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.path import DiffusionPath
 from ..demo.world import Edit, Scene
 from ..tools.host import import_comfy
 
@@ -32,6 +33,16 @@ comfy.utils.set_progress_bar_enabled(False)
 OURS = {cls.__name__: cls for cls in NODES}
 
 Conditioning = list[list[Any]]
+
+STEPS: dict[str, dict[str, Any]] = {
+    "unet": {"steps": 50, "spacing": "leading"},
+    "flow": {"steps": 28, "spacing": "simple"},
+}
+"""The steps of a path on each of the demo models, where a technique has none of its own: the
+published ones for Stable Diffusion and for Flux."""
+
+MODELS = tuple(STEPS)
+"""The kinds of the demo model."""
 
 
 def node(name: str, **inputs: Any) -> Any:
@@ -66,17 +77,27 @@ class Counter:
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo model as ComfyUI's MODEL, CLIP and VAE, with a counter on its network."""
+    """A demo model as ComfyUI's MODEL, CLIP and VAE, with a counter on its network.
 
+    Attributes:
+        kind: which one, of `MODELS`.
+    """
+
+    kind: str
     model: Any
     clip: Any
     vae: Any
     counter: Counter
 
     @classmethod
-    def load(cls) -> Demo:
-        model, clip, vae = node("DemoModel")
-        return cls(model, clip, vae, Counter(model.model.diffusion_model))
+    def load(cls, kind: str = "unet") -> Demo:
+        model, clip, vae = node("DemoModel", kind=kind)
+        return cls(kind, model, clip, vae, Counter(model.model.diffusion_model))
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The inputs `steps` and `spacing` of a path."""
+        return STEPS[self.kind]
 
 
 class Batch:
@@ -122,6 +143,7 @@ class Batch:
             model=self.demo.model,
             positive=self.source,
             latent_image=self.latent,
+            **self.demo.steps,
         )
         cost = counter.evaluations - before
         counter.evaluations = before
@@ -144,18 +166,8 @@ class Batch:
         path, cost = self._path
         for i, edit in enumerate(self.edits):
             one = Single(self.demo, edit)
-            part = {"latents": path.latents[:, i : i + 1], "positive": one.source}
-            if path.negative is not None:
-                (embedding, options), *_ = path.negative
-                pooled = {"pooled_output": options["pooled_output"][i : i + 1]}
-                part["negative"] = [[embedding[i : i + 1], {**options, **pooled}]]
-            part["edits"] = tuple(
-                own._replace(embeddings=own.embeddings[:, i : i + 1])
-                if isinstance(own, NullText)
-                else own
-                for own in path.edits
-            )
-            one.__dict__["_path"] = (path._replace(**part), cost // len(self.edits))
+            own = picture_of(path, i)._replace(positive=one.source)
+            one.__dict__["_path"] = (own, cost // len(self.edits))
             yield one
 
     @property
@@ -203,6 +215,29 @@ class Single(Batch):
         """What the source has and the target has not, and the other way round, in words."""
         source, target = (set(phrases(scene)) for scene in (self.edit.source, self.edit.target))
         return ", ".join(sorted(source - target)), ", ".join(sorted(target - source))
+
+
+def picture_of(path: DiffusionPath, i: int) -> DiffusionPath:
+    """The path of one of the pictures that a path holds."""
+    only = slice(i, i + 1)
+
+    def prompt(conditioning: Conditioning | None) -> Conditioning | None:
+        if conditioning is None:
+            return None
+        (embedding, options), *_ = conditioning
+        pooled = {"pooled_output": options["pooled_output"][only]}
+        return [[embedding[only], {**options, **pooled}]]
+
+    return path._replace(
+        latents=path.latents[:, only],
+        positive=prompt(path.positive),
+        negative=prompt(path.negative),
+        edits=tuple(
+            own._replace(embeddings=own.embeddings[:, only]) if isinstance(own, NullText) else own
+            for own in path.edits
+        ),
+        residuals=None if path.residuals is None else path.residuals[:, only],
+    )
 
 
 def phrases(scene: Scene) -> list[str]:

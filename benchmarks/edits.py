@@ -1,25 +1,31 @@
 """Every technique on held-out edits of the demo world, against the rendered truth.
 
-`python -m diffusion_path.benchmarks.edits` writes a table, the figures of every edit, and a sheet
-of pictures to `benchmarks/results/`.
+`python -m diffusion_path.benchmarks.edits [unet|flow] [part of a row's name ...]` writes a table,
+the figures of every edit, and a sheet of pictures to `benchmarks/results/`: `edits.*` for the UNet,
+`edits_flow.*` for the flow model. After each row the files are written again, with what they had of
+the other rows; so a run can be stopped, or be of a few rows only.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..demo.judge import Judge
-from ..demo.world import KINDS, Edit, Kind, Split, random_edit
-from .batch import Batch, Demo, to_uint8
+from ..demo.world import KINDS, SIZE, Edit, Kind, Split, random_edit
+from ..edits.flow_edit import FAMILIES
+from .batch import MODELS, STEPS, Batch, Demo, to_uint8
 from .scores import Score, mean, score
-from .sheet import sheet
+from .sheet import cut, sheet
 from .techniques import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +45,13 @@ SHOWN: Sequence[Kind] = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's pictures, its scores edit by edit, and network evaluations for each edit."""
+    """A row's figures.
+
+    Attributes:
+        pictures: those of the sheet, uint8 (pictures, H, W, 3).
+        scores: of every edit.
+        evaluations: of the network for each edit.
+    """
 
     name: str
     pictures: np.ndarray
@@ -68,7 +80,8 @@ def measure(rows: Iterable[Row], batch: Batch, judge: Judge) -> Iterable[Measure
             edited = row.technique(batch)
         evaluations = (counter.evaluations - before) / len(batch.edits)
         scores = score(edited, batch.edits, judge)
-        yield Measured(row.name, to_uint8(edited.images), scores, evaluations)
+        pictures = to_uint8(edited.images)[shown(batch.edits)]
+        yield Measured(row.name, pictures, scores, evaluations)
 
 
 def line(row: Measured) -> str:
@@ -98,44 +111,71 @@ def by_kind(rows: Sequence[Measured], edits: Sequence[Edit]) -> str:
 
 
 EXPLANATION = """\
-# Edits of the demo world against the truth
+# Edits of the demo world against the truth: {title}
 
-{count} held-out edits, {per_kind} of each kind, each with a combination of objects and background
+{count} held-out edits, {per_kind} of each kind. Each has a combination of objects and background
 that the model was never trained on. The source picture goes through the autoencoder, the technique
-and the autoencoder again, and is compared with the picture that the edit should give, which the
-renderer knows exactly. All through ComfyUI's nodes; 50 steps, guidance 7.5 and each node's defaults
-unless the row says otherwise.
+and the autoencoder again. The result is compared with the picture that the edit should give, which
+the renderer knows exactly. Everything runs through ComfyUI's nodes with {steps} steps
+({spacing} spacing), guidance 7.5 and each node's defaults, unless the row or the list below says
+otherwise.
 
 - PSNR: in dB, mean over the edits; inside and outside of the pixels that the edit should change.
-  Where an object is added its prompt leaves open where exactly, and how large: there inside says
-  little.
+  Where an object is added, its prompt does not say where exactly and how large: there the figure
+  inside says little.
 - judge: how many edited pictures the classifier confirms as the target scene in full: background,
   every object, its place, and nothing else.
-- mask IoU: of the mask found and the true one, both averaged over the latent's 16 x 16 cells and
-  thresholded at one half.
-- evaluations: of the network for each edit, one latent under one condition being one.
-
+- mask IoU: of the mask found and the true one. Both are averaged over the latent's 16 x 16 cells
+  and thresholded at one half.
+- evaluations: of the network for each edit. One is one latent under one condition.
+- FlowEdit: a straight path and the node's settings for this model: guidance {flow_cfg:g} for the
+  target, {source_cfg:g} for the source, from {start:g} of the schedule on.
+- FlowAlign: the same path, guidance 7.5 with the source's prompt as negative, anchor 0.01.
+- edit-friendly DDPM inversion: 100 steps, guidance 3.5 for the source and 15 for the target, from
+  0.36 of the schedule on.
+- Uni-Edit: its own inversion, guidance 1, omega 5.
+{more}
 No column is enough alone. The judge also confirms a new picture that has lost the source's places
-(plain sampling, img2img at 0.8: all right for the judge, worst outside), and it is lenient with
-ragged shapes and blotched backgrounds (the masks of the third and seventh columns of the sheet).
+(plain sampling, img2img at 0.8), and it is lenient with ragged shapes and blotched backgrounds.
 PSNR also rewards doing nothing, as where an object should be added and is not. The sheet,
-`edits.png`, shows the first edits of each kind. Rows called tuned were chosen on the tune split,
-and so was MDP-x's default; img2img is there at three strengths instead. One edit is 1.7 % of the
-judge's column: differences of a few edits mean nothing.
+`{stem}.png`, shows the first edits of each kind. Rows called tuned were chosen on the tune split
+with the UNet, and so was MDP-x's default. One edit is {one:.1f} % of the judge's column:
+differences of a few edits mean nothing.
 """
 
+TITLES = {"unet": "the UNet", "flow": "the flow model"}
+MORE = {
+    "unet": "",
+    "flow": "- RF-Inversion: inverted without a prompt and with gamma 0.5, eta 0.9 up to 0.25.\n",
+}
 
-def write(rows: Sequence[Measured], edits: Sequence[Edit], folder: Path) -> None:
+
+def stem(kind: str) -> str:
+    """The name of a demo model's results, without its ending."""
+    return "edits" if kind == "unet" else f"edits_{kind}"
+
+
+def write(rows: Sequence[Measured], edits: Sequence[Edit], folder: Path, kind: str) -> None:
     """The table, the figures and the pictures."""
     folder.mkdir(exist_ok=True)
-    head = EXPLANATION.format(count=len(edits), per_kind=len(edits) // len(KINDS))
+    theirs = FAMILIES["SD1.5" if kind == "unet" else "demo flow"]
+    head = EXPLANATION.format(
+        title=TITLES[kind],
+        stem=stem(kind),
+        count=len(edits),
+        per_kind=len(edits) // len(KINDS),
+        one=100 / len(edits),
+        more=MORE[kind],
+        flow_cfg=theirs.cfg,
+        source_cfg=theirs.source_cfg,
+        start=theirs.start,
+        **STEPS[kind],
+    )
     table = "\n".join([HEAD, *map(line, rows)])
-    (folder / "edits.md").write_text(f"{head}\n{table}\n\n{by_kind(rows, edits)}\n")
+    (folder / f"{stem(kind)}.md").write_text(f"{head}\n{table}\n\n{by_kind(rows, edits)}\n")
 
     figures = {
-        "edits": [
-            {"kind": e.kind, "source": e.source_prompt, "target": e.target_prompt} for e in edits
-        ],
+        "edits": described(edits),
         "rows": [
             {
                 "name": row.name,
@@ -145,13 +185,45 @@ def write(rows: Sequence[Measured], edits: Sequence[Edit], folder: Path) -> None
             for row in rows
         ],
     }
-    (folder / "edits.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / f"{stem(kind)}.json").write_text(json.dumps(figures, indent=1) + "\n")
 
     chosen = shown(edits)
-    pictures = [(row.name, [row.pictures[i] for i in chosen]) for row in rows]
-    pictures.insert(0, ("source", [edits[i].before for i in chosen]))
-    pictures.insert(1, ("truth", [edits[i].after for i in chosen]))
-    sheet([edits[i].target_prompt for i in chosen], pictures).save(folder / "edits.png")
+    pictures: list[tuple[str, Sequence[np.ndarray]]] = [
+        ("source", [edits[i].before for i in chosen]),
+        ("truth", [edits[i].after for i in chosen]),
+        *((row.name, [*row.pictures]) for row in rows),
+    ]
+    page = sheet([edits[i].target_prompt for i in chosen], pictures)
+    page.save(folder / f"{stem(kind)}.png", optimize=True)
+
+
+def read(edits: Sequence[Edit], folder: Path, kind: str) -> list[Measured]:
+    """The rows of what was written last; none if that was of other edits."""
+    file, page = (folder / f"{stem(kind)}.{ending}" for ending in ("json", "png"))
+    figures = json.loads(file.read_text()) if file.exists() and page.exists() else {}
+    if figures.get("edits") != described(edits):
+        return []
+    columns, rows = len(shown(edits)), []
+    with Image.open(page) as opened:
+        for number, row in enumerate(figures["rows"]):
+            pictures = cut(opened, number + 2, columns, SIZE)  # below the source and the truth
+            if pictures is not None:
+                scores = [*map(unrounded, row["scores"])]
+                rows.append(Measured(row["name"], pictures, scores, row["evaluations"]))
+    return rows
+
+
+def merged(
+    old: Iterable[Measured], new: Iterable[Measured], names: Sequence[str]
+) -> list[Measured]:
+    """The rows called `names`, in that order, as far as there are: the new one before the old."""
+    known = {row.name: row for row in (*old, *new)}
+    return [known[name] for name in names if name in known]
+
+
+def described(edits: Sequence[Edit]) -> list[dict[str, str]]:
+    """What the results say of the edits."""
+    return [{"kind": e.kind, "source": e.source_prompt, "target": e.target_prompt} for e in edits]
 
 
 def rounded(one: Score) -> dict[str, float | bool | None]:
@@ -160,6 +232,13 @@ def rounded(one: Score) -> dict[str, float | bool | None]:
         key: (round(value, 3) if math.isfinite(value) else None) if value is not None else None
         for key, value in asdict(one).items()
     }
+
+
+def unrounded(values: dict[str, float | bool | None]) -> Score:
+    """A score of plain values."""
+    dB = {key: values[key] for key in ("psnr", "inside", "outside")}
+    finite = {key: math.inf if value is None else value for key, value in dB.items()}
+    return Score(**values | finite)  # type: ignore[arg-type]
 
 
 def shown(edits: Sequence[Edit]) -> list[int]:
@@ -171,18 +250,37 @@ def shown(edits: Sequence[Edit]) -> list[int]:
     return chosen
 
 
-def main() -> None:
-    """Measure every row and write the results."""
-    edits = draw_edits("held_out", PER_KIND)
+def arguments(given: Sequence[str]) -> tuple[str, list[str]]:
+    """The demo model, which may be left out, and parts of names."""
+    kind, *names = given if given and given[0] in MODELS else ("unet", *given)
+    return kind, names
+
+
+def chosen(rows: Iterable[Row], kind: str, names: Sequence[str]) -> list[Row]:
+    """The rows for a demo model whose names hold one of `names`; all if there are none."""
+    found = [
+        row
+        for row in rows
+        if kind in row.kinds and (not names or any(name in row.name for name in names))
+    ]
+    if not found:
+        raise SystemExit(f"no row for {kind} is called {' or '.join(names)}")
+    return found
+
+
+def main(kind: str = "unet", names: Sequence[str] = (), folder: Path = RESULTS) -> None:
+    """Measure rows, and write the results after each."""
+    rows, edits = chosen(ROWS, kind, names), draw_edits("held_out", PER_KIND)
+    order = [row.name for row in chosen(ROWS, kind, ())]
     with torch.inference_mode():
-        batch = Batch(Demo.load(), edits)
+        batch = Batch(Demo.load(kind), edits)
     print(HEAD, flush=True)
-    rows = []
-    for row in measure(ROWS, batch, Judge.load()):
-        print(line(row), flush=True)
-        rows.append(row)
-    write(rows, edits, RESULTS)
+    started = time.perf_counter()
+    for row in measure(rows, batch, Judge.load()):
+        print(f"{line(row)} {time.perf_counter() - started:.0f} s", flush=True)
+        write(merged(read(edits, folder, kind), [row], order), edits, folder, kind)
+        started = time.perf_counter()
 
 
 if __name__ == "__main__":
-    main()
+    main(*arguments(sys.argv[1:]))

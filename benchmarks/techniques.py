@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..demo import MODEL
-from .batch import Batch, Counter, node, stock
+from ..edits.flow_edit import FAMILIES
+from ..host.model import family
+from .batch import MODELS, Batch, Counter, node, stock
 
 
 class Edited(NamedTuple):
@@ -34,10 +36,19 @@ Inversion = Callable[[Batch], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A technique with its settings, under the name it has in the table."""
+    """A technique with its settings, under the name it has in the table.
+
+    Attributes:
+        kinds: the demo models that it works on, of `MODELS`.
+    """
 
     name: str
     technique: Technique
+    kinds: Sequence[str] = MODELS
+
+
+UNET, FLOW = ("unet",), ("flow",)
+"""Rows for one of the demo models: those that change a UNet's attention, and those for flows."""
 
 
 def nothing(batch: Batch) -> Edited:
@@ -52,14 +63,15 @@ def answer(batch: Batch) -> Edited:
 
 def img2img(batch: Batch, denoise: float) -> Edited:
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): ComfyUI's KSampler on the noised source."""
+    demo = batch.demo
     latent = stock(
         "KSampler",
-        model=batch.demo.model,
+        model=demo.model,
         seed=0,
-        steps=50,
+        steps=demo.steps["steps"],
         cfg=7.5,
         sampler_name="euler",
-        scheduler="normal",
+        scheduler="normal" if demo.kind == "unet" else demo.steps["spacing"],
         positive=batch.target,
         negative=batch.empty,
         latent_image=batch.latent,
@@ -131,15 +143,18 @@ def prompt_to_prompt(
     batch: Batch,
     blend: dict[str, Any] | None = None,
     reweight: float | None = None,
+    flow: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
     **edit: Any,
 ) -> Edited:
-    """Prompt-to-prompt, edit by edit; with local blend, and with new words reweighted.
+    """Prompt-to-prompt, edit by edit; with local blend, with new words reweighted, with FlowEdit.
 
     Args:
         blend: the settings of local blend, whose words are those of what changes.
         reweight: the factor of the words that are new.
+        flow: the settings of FlowEdit.
     """
+    ways = {} if flow is None else {"cfg": flow_cfg(batch)}
     images, masks = [], []
     for one in batch.each():
         old, new = one.changed()
@@ -152,7 +167,9 @@ def prompt_to_prompt(
         if blend is not None:
             words = {"source_words": old, "target_words": new}
             edits = node("LocalBlend", prompts=one.pair, edits=edits, **words | blend)
-        image, mask = one.sample_with_mask(edits=edits, **sampler or {})
+        if flow is not None:
+            edits = node("FlowEdit", edits=edits, **flow)
+        image, mask = one.sample_with_mask(edits=edits, **ways | (sampler or {}))
         images.append(image)
         masks.append(mask)
     return Edited(torch.cat(images), None if blend is None else torch.cat(masks))
@@ -172,14 +189,32 @@ FAST: dict[str, Any] = {"method": "x0", "maps": 20, "blur": 1}
 
 
 def ddim(batch: Batch, **inversion: Any) -> Any:
-    """DDIM inversion, and with its settings fixed-point inversion and ReNoise."""
-    return node(
-        "DDIMInversion",
-        model=batch.demo.model,
-        positive=batch.source,
-        latent_image=batch.latent,
-        **inversion,
-    )[0]
+    """DDIM inversion, and with its settings fixed-point inversion, ReNoise and other solvers."""
+    ways = {
+        "model": batch.demo.model,
+        "positive": batch.source,
+        "latent_image": batch.latent,
+        **batch.demo.steps,
+    }
+    return node("DDIMInversion", **ways | inversion)[0]
+
+
+def straight(batch: Batch, **path: Any) -> Any:
+    """The straight path, which costs no evaluation; with the steps of the model's family."""
+    ways = {"model": batch.demo.model, "positive": batch.source, "latent_image": batch.latent}
+    return node("StraightPath", **ways | path)
+
+
+def ddpm(batch: Batch, **inversion: Any) -> Any:
+    """Edit-friendly DDPM inversion, by its paper's 100 steps."""
+    ways = {
+        "model": batch.demo.model,
+        "positive": batch.source,
+        "negative": batch.empty,
+        "latent_image": batch.latent,
+        "spacing": batch.demo.steps["spacing"],
+    }
+    return node("DDPMInversion", **ways | inversion)
 
 
 def null_text(batch: Batch, **inversion: Any) -> Any:
@@ -191,6 +226,66 @@ def null_text(batch: Batch, **inversion: Any) -> Any:
 def negative_prompt(batch: Batch, **inversion: Any) -> Any:
     """Negative-prompt inversion of the DDIM path."""
     return node("NegativePromptInversion", path=batch.path, **inversion)[0]
+
+
+def flow_cfg(batch: Batch) -> float:
+    """The guidance that FlowEdit's settings give the target on this model."""
+    return FAMILIES[family(batch.demo.model)].cfg
+
+
+def flow_edit(
+    batch: Batch,
+    path: Inversion = straight,
+    mask: dict[str, Any] | None = None,
+    sampler: dict[str, Any] | None = None,
+    **edit: Any,
+) -> Edited:
+    """FlowEdit (arXiv 2412.08629), with its settings for the model.
+
+    Args:
+        path: straight, or an inverted one, of which each step is corrected then.
+        mask: the settings of DiffEdit's mask, if the edit is to stay inside it.
+    """
+    batch = batch.inverted(path)
+    edits, masks = node("FlowEdit", **edit), None
+    if mask is not None:
+        masks = batch.mask(**mask)
+        edits = node("MaskBlend", mask=masks, edits=edits)
+    return Edited(batch.sample(edits=edits, **{"cfg": flow_cfg(batch)} | (sampler or {})), masks)
+
+
+def flow_align(batch: Batch, omega: float = 7.5, anchor: float = 0.01, **edit: Any) -> Edited:
+    """FlowAlign (arXiv 2505.23145): the source's prompt is the negative, and each step is pulled
+    to the source."""
+    ways = {"sampler": {"cfg": omega, "negative": batch.source}, "source_cfg": 1.0}
+    return flow_edit(batch, anchor=anchor, **ways | edit)
+
+
+def edit_friendly(
+    batch: Batch, path: Inversion = ddpm, cfg: float = 15.0, start: float = 0.36
+) -> Edited:
+    """Edit-friendly DDPM inversion (arXiv 2304.06140): the source's noise, the new prompt."""
+    return plain(batch.inverted(path), cfg=cfg, start=start, eta=1.0)
+
+
+def uni_edit(batch: Batch, alpha: float = 0.6, omega: float = 5.0, **path: Any) -> Edited:
+    """Uni-Inv up to `alpha` of the schedule, and Uni-Edit from there (arXiv 2504.13109)."""
+    inverted = batch.inverted(partial(ddim, solver="uni", strength=alpha, **path))
+    edits = node("UniEdit", alpha=alpha, omega=omega)
+    return Edited(inverted.sample(edits=edits, cfg=1.0))
+
+
+def pull_to_source(
+    batch: Batch, path: Inversion = ddim, sampler: dict[str, Any] | None = None, **edit: Any
+) -> Edited:
+    """RF-Inversion's controlled way back (arXiv 2410.10792) along any path."""
+    edits = node("PullToSource", **edit)
+    return Edited(batch.inverted(path).sample(edits=edits, **sampler or {}))
+
+
+def rf_inversion(batch: Batch) -> Any:
+    """RF-Inversion's controlled way up: half towards plain noise, without a prompt."""
+    return ddim(batch, positive=batch.empty, solver="euler", gamma=0.5)
 
 
 DIRECT = "direct"
@@ -211,9 +306,11 @@ ROWS: Sequence[Row] = (
     Row("img2img (SDEdit), denoise 0.5", partial(img2img, denoise=0.5)),
     Row("img2img (SDEdit), denoise 0.6", partial(img2img, denoise=0.6)),
     Row("img2img (SDEdit), denoise 0.8", partial(img2img, denoise=0.8)),
-    Row("diffusers' DiffEdit", partial(diffusers_diffedit, inversion_cfg=7.5)),
+    Row("diffusers' DiffEdit", partial(diffusers_diffedit, inversion_cfg=7.5), UNET),
     Row(
-        "diffusers' DiffEdit, inverted at guidance 1", partial(diffusers_diffedit, inversion_cfg=1)
+        "diffusers' DiffEdit, inverted at guidance 1",
+        partial(diffusers_diffedit, inversion_cfg=1),
+        UNET,
     ),
     Row("plain sampling from the inverted noise", plain),
     Row("MDP-ε", partial(mdp, kind="MDPEpsilon")),
@@ -229,35 +326,63 @@ ROWS: Sequence[Row] = (
         "MDP-ε in DiffEdit's mask, tuned: threshold 0.3, end 0.3",
         partial(mdp_in_mask, mask={"threshold": 0.3}, end=0.3),
     ),
-    Row("prompt-to-prompt", prompt_to_prompt),
-    Row("prompt-to-prompt and local blend", partial(prompt_to_prompt, blend=BLEND)),
+    Row("FlowEdit", flow_edit),
+    Row("FlowEdit in DiffEdit's mask", partial(flow_edit, mask={})),
+    Row("FlowEdit on the inverted path", partial(flow_edit, path=ddim)),
+    Row("FlowAlign", flow_align),
+    Row("edit-friendly DDPM inversion", edit_friendly),
+    Row("Uni-Edit, alpha 0.6", uni_edit),
+    Row("Uni-Edit, alpha 0.8", partial(uni_edit, alpha=0.8)),
+    Row("Uni-Edit, alpha 0.6, 15 steps", partial(uni_edit, steps=15)),
+    Row("Uni-Edit, alpha 0.8, 15 steps", partial(uni_edit, alpha=0.8, steps=15)),
+    Row("RF-Inversion", partial(pull_to_source, path=rf_inversion), FLOW),
+    Row("prompt-to-prompt", prompt_to_prompt, UNET),
+    Row("prompt-to-prompt and local blend", partial(prompt_to_prompt, blend=BLEND), UNET),
+    Row(
+        "prompt-to-prompt and FlowEdit",
+        partial(on, inversion=straight, technique=partial(prompt_to_prompt, flow={})),
+        UNET,
+    ),
+    Row(
+        "prompt-to-prompt, local blend and FlowEdit",
+        partial(on, inversion=straight, technique=partial(prompt_to_prompt, blend=BLEND, flow={})),
+        UNET,
+    ),
     Row(
         "prompt-to-prompt, PIE-Bench's settings: refine, 0.4, 0.6, new words twice",
         partial(prompt_to_prompt, mode="refine", cross_replace=0.4, self_replace=0.6, reweight=2.0),
+        UNET,
     ),
     Row(
-        "null-text; prompt-to-prompt", partial(on, inversion=null_text, technique=prompt_to_prompt)
+        "null-text; prompt-to-prompt",
+        partial(on, inversion=null_text, technique=prompt_to_prompt),
+        UNET,
     ),
     Row(
         "null-text from the empty prompt; prompt-to-prompt",
         partial(
             on, inversion=partial(null_text, start_from="negative"), technique=prompt_to_prompt
         ),
+        UNET,
     ),
     Row(
         "null-text; prompt-to-prompt and local blend",
         partial(on, inversion=null_text, technique=partial(prompt_to_prompt, blend=BLEND)),
+        UNET,
     ),
     Row(
         "negative-prompt; prompt-to-prompt",
         partial(on, inversion=negative_prompt, technique=prompt_to_prompt),
+        UNET,
     ),
     Row(
         "negative-prompt, proximal l0; prompt-to-prompt",
         partial(on, inversion=partial(negative_prompt, proximal="l0"), technique=prompt_to_prompt),
+        UNET,
     ),
     Row(
         "negative-prompt; prompt-to-prompt and local blend",
         partial(on, inversion=negative_prompt, technique=partial(prompt_to_prompt, blend=BLEND)),
+        UNET,
     ),
 )
