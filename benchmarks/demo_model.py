@@ -1,32 +1,38 @@
-"""How good the demo model is: `make bench-model`.
+"""How good the demo models are: `make bench-model`.
 
-Everything is measured on the held-out split. The autoencoder and the denoiser were never trained on
-its combinations; the judge knows them, from scenes of its own. Writes `demo_model.md`,
-`demo_model.json` and a sheet of samples, `demo_model.png`, to `benchmarks/results/`.
+Everything is measured on the held-out split. The autoencoder and the denoisers were never trained
+on its combinations; the judge knows them, from scenes of its own. Writes `demo_model.md`,
+`demo_model.json` and sheets of samples, `demo_model.png` and `demo_model_flow.png`, to
+`benchmarks/results/`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, FluxTransformer2DModel, StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
-from ..demo import MODEL
+from ..demo import FLOW_TOKENS, MODEL
+from ..demo.autoencoder import SCALING_FACTOR
 from ..demo.data import pictures, to_uint8
+from ..demo.flow import velocity
 from ..demo.judge import Judge, truth
+from ..demo.tokenizer import tokenize
 from ..demo.world import Scene, caption, random_scene, render
 
 RESULTS = Path(__file__).parent / "results"
 
 SEED = 2026
 SCENES = 100  # of one object, and as many of two
-STEPS = 50
-GUIDANCE = 5.0
+STEPS, GUIDANCE = 50, 5.0
+FLOW_STEPS, FLOW_GUIDANCE = 28, 4.0
 BATCH = 25
 
 
@@ -40,30 +46,36 @@ def main() -> None:
     twos = [random_scene(rng, "held_out", 2) for _ in range(SCENES)]
     renders = np.stack([render(scene) for scene in ones + twos])
     decoded = round_trip(pipeline.vae, ones + twos)
-    generated = generate(pipeline, ones + twos)
+    generated = {
+        "UNet": generate(pipeline, ones + twos),
+        "flow": generate_by_flow(pipeline, ones + twos),
+    }
 
     results = {
         "autoencoder: PSNR of a round trip, dB": float(psnr(decoded, renders).mean()),
         "judge: right on renders, %": share(judge, renders, ones + twos),
         "judge: right on round trips, %": share(judge, decoded, ones + twos),
-        "captions of one object the judge confirms in full, %": share(
-            judge, generated[:SCENES], ones
-        ),
-        "captions of two objects the judge confirms in full, %": share(
-            judge, generated[SCENES:], twos
-        ),
-        "size of the model, MB": size_on_disk(MODEL) / 1e6,
     }
+    for kind, images in generated.items():
+        for count, shown, scenes in (
+            ("one", images[:SCENES], ones),
+            ("two", images[SCENES:], twos),
+        ):
+            objects = "object" if count == "one" else "objects"
+            name = f"{kind}: captions of {count} {objects} the judge confirms in full, %"
+            results[name] = share(judge, shown, scenes)
+    results["size of both models, MB"] = size_on_disk(MODEL) / 1e6
     table = "\n".join(f"| {name} | {value:.1f} |" for name, value in results.items())
     about = (
-        f"{SCENES} held-out scenes of one object and {SCENES} of two; DDIM, {STEPS} steps, "
-        f"guidance {GUIDANCE:g}."
+        f"{SCENES} held-out scenes of one object and {SCENES} of two. UNet: DDIM, {STEPS} steps, "
+        f"guidance {GUIDANCE:g}. Flow model: Euler, {FLOW_STEPS} steps, guidance {FLOW_GUIDANCE:g}."
     )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "demo_model.md").write_text(f"{about}\n\n| measure | value |\n|---|---|\n{table}\n")
     (RESULTS / "demo_model.json").write_text(json.dumps(results, indent=1) + "\n")
-    shown = np.concatenate([generated[:20], generated[SCENES : SCENES + 30]])
-    sheet([renders[:10], decoded[:10], *np.split(shown, 5)])
+    for name, images in zip(("demo_model", "demo_model_flow"), generated.values(), strict=True):
+        shown = np.concatenate([images[:20], images[SCENES : SCENES + 30]])
+        sheet(name, [renders[:10], decoded[:10], *np.split(shown, 5)])
     print((RESULTS / "demo_model.md").read_text())
 
 
@@ -94,6 +106,34 @@ def generate(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene]) -> np.n
     return np.stack([np.asarray(image) for image in images])
 
 
+@torch.no_grad()
+def generate_by_flow(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene]) -> np.ndarray:
+    """The same by the flow model, through diffusers' transformer and the pipeline's other parts."""
+    device = pipeline.device
+    transformer = FluxTransformer2DModel.from_pretrained(MODEL / "transformer").to(device)
+    generator = torch.Generator().manual_seed(SEED)
+    levels = torch.linspace(1, 0, FLOW_STEPS + 1).tolist()
+    images = []
+    for first in range(0, len(scenes), BATCH):
+        texts = [caption(scene) for scene in scenes[first : first + BATCH]]
+        tokens = tokenize([*texts, *[""] * len(texts)])[:, :FLOW_TOKENS]
+        text = pipeline.text_encoder(tokens.to(device))
+        x: Tensor = torch.randn(len(texts), 4, 16, 16, generator=generator).to(device)
+        for sigma, sigma_next in pairwise(levels):
+            sigmas = torch.full((2 * len(x),), sigma, device=device)
+            cond, uncond = velocity(
+                transformer,
+                torch.cat([x, x]),
+                sigmas,
+                text.last_hidden_state,
+                text.pooler_output,
+            ).chunk(2)
+            x = x + (sigma_next - sigma) * (uncond + FLOW_GUIDANCE * (cond - uncond))
+        images.append(to_uint8(pipeline.vae.decode(x / SCALING_FACTOR).sample))
+        print(f"generated {first + len(texts)}/{len(scenes)} by the flow model", flush=True)
+    return np.concatenate(images)
+
+
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each picture, in dB: (N,)."""
     error = np.square(images.astype(float) - truth).mean((1, 2, 3))
@@ -112,10 +152,10 @@ def size_on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def sheet(rows: Sequence[np.ndarray]) -> None:
+def sheet(name: str, rows: Sequence[np.ndarray]) -> None:
     """Renders, their round trips, and generated pictures."""
     image = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    Image.fromarray(image).save(RESULTS / "demo_model.png", optimize=True)
+    Image.fromarray(image).save(RESULTS / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

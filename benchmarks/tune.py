@@ -1,7 +1,7 @@
 """Settings on the tune split: what the rows called "tuned" are chosen from.
 
-`python -m diffusion_path.benchmarks.tune [unet|flow] [part of a row's name ...]` prints a table. With
-parts of names it measures those rows only.
+`python -m diffusion_path.benchmarks.tune [unet|flow] [part of a row's name ...]` prints a table.
+With parts of names it measures those rows only.
 """
 
 from __future__ import annotations
