@@ -19,22 +19,29 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "WORK", tmp_path)
     monkeypatch.setattr(fit, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
 
-    def run(name, steps=10, stop_at=None, more=0):
+    def run(name, steps=10, stop_at=None, more=0, muon=False):
         def loss(model, step):
             if step == stop_at:
                 raise StoppedError
             return model(torch.randn(8, 4)).square().mean()
 
         torch.manual_seed(0)
-        return fit.fit(name, nn.Linear(4, 4), loss, steps, 1e-2, more).weight
+        network = nn.Linear(4, 4)
+        matrices = [network.weight] if muon else []
+        return fit.fit(name, network, loss, steps, 1e-2, more, matrices).weight
 
     return run
 
 
-def test_a_stopped_training_continues_as_if_it_had_not(train):
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_stopped_training_continues_as_if_it_had_not(train, muon: bool):
     with pytest.raises(StoppedError):
-        train("stopped", stop_at=6)
-    assert torch.equal(train("stopped"), train("whole"))
+        train("stopped", stop_at=6, muon=muon)
+    assert torch.equal(train("stopped", muon=muon), train("whole", muon=muon))
+
+
+def test_muon_trains_matrices_otherwise(train):
+    assert not torch.equal(train("adam"), train("muon", muon=True))
 
 
 def test_a_finished_training_is_not_repeated(train):
