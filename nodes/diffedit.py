@@ -110,8 +110,8 @@ class DiffEditMask(io.ComfyNode):
         samples = check_latent(model, latent_image)
         if samples.ndim > 4 and samples.shape[2] > 1:
             raise ValueError(
-                f"latent_image has {samples.shape[2]} frames; connect a picture's latent, not a "
-                "video's"
+                f"latent_image is a video ({samples.shape[2]} frames in the latent); connect a "
+                "picture's latent, or for a video give Mask Blend masks from another node"
             )
         check_conditioning(model, source, "source")
         check_conditioning(model, target, "target")
@@ -165,7 +165,7 @@ class MaskBlend(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="White is edited, black keeps the source. Of the image's proportions; "
-                    "one for all images or one each.",
+                    "one for all images or one each; for a video, one for all frames or one each.",
                 ),
                 *window_inputs(
                     0.0,

@@ -233,7 +233,8 @@ class PathPreview(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="images",
-                    tooltip="The frames from noisy to clean, one image of the batch after another.",
+                    tooltip="The frames from noisy to clean, one image of the batch after another. "
+                    "Of a video each is the whole video, and the node shows its first image.",
                 )
             ],
             is_output_node=True,
@@ -247,5 +248,6 @@ class PathPreview(io.ComfyNode):
         steps = torch.linspace(path.steps, 0, count).round().long().flip(0).tolist()
         latents = [path.denoised(i) if i < path.steps else path.clean for i in steps]
         images = vae.decode(torch.stack(latents, dim=1).flatten(0, 1))
-        images = images.reshape(-1, *images.shape[-3:])
-        return io.NodeOutput(images, ui=tell(cls, f"steps {steps} of {path.steps}", images))
+        videos = images.reshape(count * len(path.clean), -1, *images.shape[-3:])
+        text, shown = f"steps {steps} of {path.steps}", videos[:, 0]
+        return io.NodeOutput(videos.flatten(0, 1), ui=tell(cls, text, shown))

@@ -256,21 +256,43 @@ def qwen_image(seed: int = 0) -> Any:
     return patcher(comfy.supported_models.QwenImage, config, seed)
 
 
+WAN = {
+    "image_model": "wan2.1",
+    "dim": 64,
+    "ffn_dim": 128,
+    "freq_dim": 32,
+    "text_dim": 40,
+    "num_heads": 2,
+    "num_layers": 2,
+}
+
+
 def wan(seed: int = 0) -> Any:
     """Wan 2.1, text to video: a flow of latents (B, 16, T, H, W), text 40 wide."""
     import comfy.supported_models
 
-    config = {
-        "image_model": "wan2.1",
-        "model_type": "t2v",
-        "dim": 64,
-        "ffn_dim": 128,
-        "freq_dim": 32,
-        "text_dim": 40,
-        "num_heads": 2,
-        "num_layers": 2,
-    }
-    return patcher(comfy.supported_models.WAN21_T2V, config, seed)
+    return patcher(comfy.supported_models.WAN21_T2V, WAN | {"model_type": "t2v"}, seed)
+
+
+def wan_i2v(seed: int = 0) -> Any:
+    """Wan 2.1, image to video: to each latent 20 channels more, of its first frames and where they
+    are; text 40 wide, and CLIP's view of the first frame, 1280 wide."""
+    import comfy.supported_models
+
+    config = WAN | {"model_type": "i2v", "in_dim": 36}
+    return patcher(comfy.supported_models.WAN21_I2V, config, seed)
+
+
+def wan_vae(seed: int = 0) -> Any:
+    """The VAE of `wan`: 4k + 1 frames (B, H, W, 3) are 1 + k of a latent, 8 times smaller."""
+    import comfy.ldm.wan.vae
+    import comfy.sd
+
+    network = comfy.ldm.wan.vae.WanVAE(
+        dim=4, z_dim=16, temperal_downsample=[False, True, True], num_res_blocks=2
+    )
+    fill(network, seed)
+    return comfy.sd.VAE(sd=network.state_dict())
 
 
 LUMINA2 = {
@@ -343,6 +365,7 @@ SHAPES = {
     "chroma": Shape(32, None, 16),
     "qwen_image": Shape(48, None, 16, frames=1),
     "wan": Shape(40, None, 16, frames=3),
+    "wan_i2v": Shape(40, None, 16, frames=3),
     "lumina2": Shape(40, None, 16),
     "z_image": Shape(40, None, 16),
 }
