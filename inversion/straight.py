@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,12 +17,20 @@ Draw = Callable[[], Tensor]
 """Fresh noise (B, C, ...) of unit variance."""
 
 
-def straight(mixing: Mixing, x0: Tensor, sigmas: Tensor, draw: Draw, fresh: bool = True) -> Tensor:
+Kind = Literal["fresh", "one", "shifted"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def straight(
+    mixing: Mixing, x0: Tensor, sigmas: Tensor, draw: Draw, kind: Kind = "fresh"
+) -> Tensor:
     """The image with noise at each level, and the image itself at the last; no network call.
 
-    With one noise it is the straight line of FlowEdit (Kulikov et al. 2024, arXiv 2412.08629, eq.
-    8); with fresh noise at each level, what the authors sample, and the noisings of edit-friendly
-    DDPM inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140, eq. 6).
+    With "one" noise it is the straight line of FlowEdit (Kulikov et al. 2024, arXiv 2412.08629, eq.
+    8); with "fresh" noise at each level, what the authors sample, and the noisings of edit-friendly
+    DDPM inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140, eq. 6). "shifted" is fresh
+    noise of the next level in place of this one, and none at the last step, for models of few steps
+    (TurboEdit, Deutch et al. 2024, arXiv 2408.00735, section 3.2).
 
     Args:
         x0: clean latent (B, C, ...).
@@ -29,10 +38,15 @@ def straight(mixing: Mixing, x0: Tensor, sigmas: Tensor, draw: Draw, fresh: bool
     Returns:
         The latents (N + 1, B, C, ...).
     """
+    levels: list[float] = sigmas.tolist()
     noise, latents = draw(), []
-    for i, sigma in enumerate(sigmas.tolist()[:-1]):
-        noise = draw() if fresh and i else noise
-        latents.append(mixing.noised(x0, noise, sigma))
+    for i, sigma in enumerate(levels[:-1]):
+        noise = draw() if i and kind != "one" else noise
+        if kind != "shifted":
+            latents.append(mixing.noised(x0, noise, sigma))
+            continue
+        lower = levels[i + 1] if i + 2 < len(levels) else 0.0
+        latents.append(mixing.rescale(mixing.noised(x0, noise, lower), lower, sigma))
     return torch.stack([*latents, x0])
 
 

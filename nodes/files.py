@@ -10,7 +10,11 @@ from pathlib import Path as FilePath
 import folder_paths
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..core.diffusion import Mixing
+from ..core.path import DiffusionPath
+from ..edits.flow_edit import is_independent
 from ..inversion.path_file import load_path, save_path, shown
 from .support import CATEGORY, Path, names_itself, tell
 
@@ -207,6 +211,16 @@ class LoadPath(io.ComfyNode):
         return io.NodeOutput(load_path(file_of(file)))
 
 
+def noisy_frame(path: DiffusionPath, i: int) -> Tensor:
+    """The noisy latent (B, C, ...) at a level, of the variance of an image's."""
+    sigma = float(path.sigmas[i])
+    mixing = Mixing(
+        flow=bool(path.fingerprint.get("flow")),
+        sigma_data=float(path.fingerprint.get("sigma_data", 1.0)),
+    )
+    return mixing.rescale(path.latents[i], sigma, 0.0)
+
+
 class PathPreview(io.ComfyNode):
     """See how an image forms along its path."""
 
@@ -217,7 +231,8 @@ class PathPreview(io.ComfyNode):
             display_name="Path Preview",
             category=f"{CATEGORY}/path",
             description="Shows the clean image that a path was heading for at evenly spaced steps; "
-            "the last frame is the image itself. Needs no network evaluation.",
+            "the last frame is the image itself. Of a path with new noise at every level, shows "
+            "the noisy image itself. Needs no model call.",
             search_aliases=["show trajectory", "denoising steps", "path frames"],
             inputs=[
                 Path.Input("path", tooltip="The path to look at."),
@@ -246,7 +261,8 @@ class PathPreview(io.ComfyNode):
     def execute(cls, path, vae, frames) -> io.NodeOutput:
         count = min(frames, path.steps + 1)
         steps = torch.linspace(path.steps, 0, count).round().long().flip(0).tolist()
-        latents = [path.denoised(i) if i < path.steps else path.clean for i in steps]
+        frame = noisy_frame if is_independent(path) else DiffusionPath.denoised
+        latents = [frame(path, i) if i < path.steps else path.clean for i in steps]
         images = vae.decode(torch.stack(latents, dim=1).flatten(0, 1))
         videos = images.reshape(count * len(path.clean), -1, *images.shape[-3:])
         text, shown = f"steps {steps} of {path.steps}", videos[:, 0]

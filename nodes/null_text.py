@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.path import DiffusionPath
+from ..edits.flow_edit import is_independent
 from ..edits.null_text import NullText
 from ..edits.proximal import NORMS, Proximal
 from ..host.conditions import scheduled
@@ -158,6 +159,13 @@ class NullTextInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         check_path(model, path)
         check_source(path)
+        if path.solver != "euler" or is_independent(path):
+            raise ValueError(
+                "null-text optimisation needs a path of DDIM Inversion with solver euler, and this "
+                "one has "
+                + ("noise of its own at each level" if is_independent(path) else path.solver)
+                + "; connect such a path"
+            )
         check_conditioning(model, negative, "negative")
         if cfg == 1:
             raise ValueError(

@@ -19,7 +19,7 @@ from ..edits.flow_edit import FAMILIES
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
 from ..host.model import family, fingerprint, mixing_of
-from ..inversion.straight import ddpm_residuals, straight
+from ..inversion.straight import KINDS, Kind, ddpm_residuals, straight
 from ..samplers.solvers import STOCHASTIC
 from .support import (
     CATEGORY,
@@ -52,13 +52,17 @@ def draws(latent_image: dict[str, Any], samples: Tensor, seed: int) -> Callable[
 
 
 def straight_path(
-    model: ModelPatcher, latent_image: dict[str, Any], levels: Tensor, seed: int, fresh: bool
+    model: ModelPatcher,
+    latent_image: dict[str, Any],
+    levels: Tensor,
+    seed: int,
+    kind: Kind = "fresh",
 ) -> Tensor:
     """The latents (N + 1, B, C, ...) of a straight path, in the scale of the wires."""
     samples = check_latent(model, latent_image)
     inner = model.model
     x0 = inner.process_latent_in(samples.float().cpu())
-    latents = straight(mixing_of(model), x0, levels, draws(latent_image, samples, seed), fresh)
+    latents = straight(mixing_of(model), x0, levels, draws(latent_image, samples, seed), kind)
     ended = [inner.process_latent_out(latent).float() for latent in latents[:-1]]
     return torch.stack([*ended, samples.float().cpu()])
 
@@ -109,10 +113,11 @@ class StraightPath(io.ComfyNode):
                 seed_input("Seed of the noise. Another seed gives another edit."),
                 io.Combo.Input(
                     "noise",
-                    options=["fresh", "one"],
+                    options=list(KINDS),
                     default="fresh",
                     tooltip="fresh: new noise at every level, as in the FlowEdit paper. one: the "
-                    "same noise at every level, for samplers other than euler.",
+                    "same noise at every level, for samplers other than euler. shifted: one "
+                    "step less noise, as in TurboEdit, for models of few steps such as SDXL Turbo.",
                     advanced=True,
                 ),
                 settings_input(FAMILIES, "Model family whose steps and spacing are used."),
@@ -143,7 +148,7 @@ class StraightPath(io.ComfyNode):
         levels = path_sigmas(model, steps or theirs.steps, spacing, sigmas)
         path = DiffusionPath(
             sigmas=levels,
-            latents=straight_path(model, latent_image, levels, seed, noise == "fresh"),
+            latents=straight_path(model, latent_image, levels, seed, noise),
             positive=positive,
             negative=None,
             cfg=1.0,
@@ -226,7 +231,7 @@ class DDPMInversion(io.ComfyNode):
                 raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
             check_conditioning(model, negative, "negative")
         levels = path_sigmas(model, steps, spacing, sigmas)
-        latents = straight_path(model, latent_image, levels, seed, fresh=True)
+        latents = straight_path(model, latent_image, levels, seed)
 
         def find(denoiser: ComfyDenoiser, conditions, progress):
             residuals = ddpm_residuals(
