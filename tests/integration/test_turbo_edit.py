@@ -1,8 +1,8 @@
 """TurboEdit (Deutch et al. 2024, arXiv 2408.00735) from our pieces, against the algorithm itself.
 
-Straight Path with shifted noise, FlowEdit with strength w, and eta 1. The reference below is written
-from the paper, in diffusers' coordinates, and follows what the authors' code does; it leaves out
-their bound of 15.5 on the last correction, which ours has not.
+Straight Path with shifted noise, FlowEdit with strength w, and eta 1. The reference below is
+written from the paper, in diffusers' coordinates, and follows what the authors' code does; it
+leaves out their bound of 15.5 on the last correction, which ours has not.
 """
 
 from __future__ import annotations
