@@ -61,23 +61,30 @@ def ddim_inversion(
     """
     mixing, levels, x = denoiser.mixing, sigmas.tolist(), x0
 
-    def ask(x: Tensor, sigma: float, *_: object) -> Tensor:
-        denoised = guided(denoiser, x, sigma, condition, negative, cfg)
+    def line(x: Tensor, sigma: float) -> Tensor | None:
+        """The slope of the straight line from here to the noise."""
         if not gamma or noise is None:
-            return denoised
-        toward = mixing.noise_scale * noise
-        if mixing.flow:  # the straight line from here to the noise; elsewhere it never arrives
-            toward = (toward - x) / max(1 - sigma, LOWEST)
-        return torch.lerp(denoised, x - sigma * toward, gamma)
+            return None
+        end = mixing.noise_scale * noise
+        return (end - x) / (1 - sigma) if mixing.flow else end  # elsewhere it never arrives
+
+    def ask(x: Tensor, sigma: float, *_: object) -> Tensor:
+        if toward is None:
+            return guided(denoiser, x, sigma, condition, negative, cfg)
+        straight = x - sigma * toward
+        if gamma == 1:
+            return straight
+        return torch.lerp(guided(denoiser, x, sigma, condition, negative, cfg), straight, gamma)
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         level = max(sigma, LOWEST)
         return derivative(x, ask(x, level), level)
 
-    other = solver_of(solver, mixing)
+    other, toward = solver_of(solver, mixing), line(x, levels[-1])
     last = slope(x, levels[-1]) if solver == "uni" else x
     latents = [store(x)]
     for i, (sigma, sigma_next) in enumerate(zip(levels[:0:-1], levels[-2::-1], strict=True)):
+        toward = line(x, sigma)
         if solver == "uni":
             last = slope(x + (sigma_next - sigma) * last, sigma_next)
             x = x + (sigma_next - sigma) * last
