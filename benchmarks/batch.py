@@ -181,9 +181,14 @@ class Batch:
 
     def sample_with_mask(self, **inputs: Any) -> tuple[Tensor, Tensor]:
         """The edited pictures, and the masks (N, h, w) where the edits have let them change."""
-        ways = {"positive": self.target, "negative": self.empty} | inputs
-        latent, _, _, mask = node("Sampler", model=self.demo.model, path=self.path, **ways)
+        latent, mask = self.walk(self.path, **inputs)
         return self.decode(latent), mask
+
+    def walk(self, path: DiffusionPath, **inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """The LATENT that our sampler makes of a path, and the mask."""
+        ways = {"positive": self.target, "negative": self.empty} | inputs
+        latent, _, _, mask = node("Sampler", model=self.demo.model, path=path, **ways)
+        return latent, mask
 
     def mask(self, **inputs: Any) -> Tensor:
         """DiffEdit's masks (N, H, W)."""
