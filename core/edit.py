@@ -33,6 +33,7 @@ class Step:
         answers: what the queries of all edits were answered (B, C, ...).
         cond, uncond: the target's estimates before any edit of them; None before there are any.
         seen: what patches have looked at, summed over the steps so far.
+        seen_now: the same of this step alone.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class Step:
     cond: Tensor | None = None
     uncond: Tensor | None = None
     seen: Seen = field(default_factory=dict)
+    seen_now: Seen = field(default_factory=dict)
 
     def at(
         self,
@@ -62,7 +64,7 @@ class Step:
     ) -> Step:
         """The step from `x` at one noise level to another; what was seen so far stays."""
         moved = replace(self, x=x, sigma=sigma, sigma_next=sigma_next, eta=eta, added=added)
-        return replace(moved, moved=None, answers={}, cond=None, uncond=None)
+        return replace(moved, moved=None, answers={}, cond=None, uncond=None, seen_now={})
 
     def shifted(self, by: Tensor) -> Step:
         """The step with the edited latent and the source's both moved (B, C, ...)."""
@@ -114,11 +116,14 @@ class Edit:
 
     Attributes:
         hint: which knob to turn when the edit has changed almost nothing.
-        needs: what it cannot do without.
     """
 
     hint: ClassVar[str] = ""
-    needs: ClassVar[Need] = Need.PATH
+
+    @property
+    def needs(self) -> Need:
+        """What it cannot do without."""
+        return Need.PATH
 
     @property
     def prompts(self) -> tuple[Any, Any]:

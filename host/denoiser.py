@@ -159,7 +159,15 @@ class ComfyDenoiser:
         self._follow_keyframes(sigma)
         self.attention.forget()
         seen: dict[Any, Tensor] = {}
-        answers = self._answer(list(queries), sigma, seen)
+        main, *others = queries
+        # Those with a patch have calls of their own, before the first one's: what that sets up in
+        # the attention stays for guidance functions that ask again.
+        patched = [query for query in others if query.patch is not None]
+        answers: dict[Query, Tensor] = {}
+        for query in patched:
+            answers |= self._answer([query], sigma, seen)
+        rest = [query for query in others if query.patch is None]
+        answers |= self._answer([main, *rest], sigma, seen)
         return Answers([answers[query] for query in queries], seen)
 
     def _answer(

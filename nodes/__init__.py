@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention_maps import AttentionMaps
 from .composite import Composite
+from .concept import Concept
 from .demo import DemoModel
 from .diffedit import DiffEditMask, MaskBlend
 from .example import ExamplePicture
@@ -40,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     FlowEdit,
     UniEdit,
     PullToSource,
+    Concept,
     MaskBlend,
     PromptPair,
     PromptToPrompt,

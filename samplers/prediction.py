@@ -42,12 +42,12 @@ def _predict(step: Step, edits: Edits) -> tuple[Tensor, Step]:
     target, unguided = Query(step.x, condition, patch), Query(step.x, negative)
     asked = [target, unguided] if step.denoiser.guides(step.cfg) else [target]
     asked = distinct([*asked, *further])
-    answers, seen = step.denoiser.predict(asked, step.sigma)
+    answers, now = step.denoiser.predict(asked, step.sigma)
     known = dict(zip(asked, answers, strict=True))
     cond, uncond = known[target], known.get(unguided)
-    total = {key: step.seen.get(key, 0) + maps for key, maps in seen.items()}
+    total = {key: step.seen.get(key, 0) + maps for key, maps in now.items()}
     seen = {**step.seen, **total}
-    step = replace(step, answers=known, cond=cond, uncond=uncond, seen=seen)
+    step = replace(step, answers=known, cond=cond, uncond=uncond, seen=seen, seen_now=now)
 
     for edit in edits:
         cond, uncond = edit.guidance(step, cond, uncond)

@@ -21,6 +21,7 @@ NAMES = [
     "MDPCondition",
     "MDPLatent",
     "MDPGuidance",
+    "Concept",
     "MaskBlend",
     "PromptPair",
     "PromptToPrompt",
