@@ -15,7 +15,8 @@ GAP = 6
 
 
 def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
-    """The pictures that a workflow loads, then those that it shows, from left to right."""
+    """The pictures that a workflow loads, then those that it shows, from left to right; those of
+    its Edit Report alone where it has one, for that shows the loaded picture too."""
     shown = server.images(server.run(workflow))
     given = [node for node in shown if workflow[node]["class_type"] == EXAMPLE_PICTURE]
     loaded: list[Image.Image] = [
@@ -28,7 +29,7 @@ def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
         for node in sorted(reports or shown, key=int)
         for picture in shown[node]
     ]
-    return loaded + made
+    return made if reports else loaded + made
 
 
 def strip(pictures: list[Image.Image]) -> Image.Image:
