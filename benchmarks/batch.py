@@ -226,9 +226,7 @@ def picture_of(path: DiffusionPath, i: int) -> DiffusionPath:
     """The path of one of the pictures that a path holds."""
     only = slice(i, i + 1)
 
-    def prompt(conditioning: Conditioning | None) -> Conditioning | None:
-        if conditioning is None:
-            return None
+    def prompt(conditioning: Conditioning) -> Conditioning:
         (embedding, options), *_ = conditioning
         pooled = {"pooled_output": options["pooled_output"][only]}
         return [[embedding[only], {**options, **pooled}]]
@@ -236,7 +234,7 @@ def picture_of(path: DiffusionPath, i: int) -> DiffusionPath:
     return path._replace(
         latents=path.latents[:, only],
         positive=prompt(path.positive),
-        negative=prompt(path.negative),
+        negative=None if path.negative is None else prompt(path.negative),
         edits=tuple(
             own._replace(embeddings=own.embeddings[:, only]) if isinstance(own, NullText) else own
             for own in path.edits

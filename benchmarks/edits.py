@@ -275,10 +275,11 @@ def main(kind: str = "unet", names: Sequence[str] = (), folder: Path = RESULTS) 
     with torch.inference_mode():
         batch = Batch(Demo.load(kind), edits)
     print(HEAD, flush=True)
-    started = time.perf_counter()
+    old, new, started = read(edits, folder, kind), [], time.perf_counter()
     for row in measure(rows, batch, Judge.load()):
         print(f"{line(row)} {time.perf_counter() - started:.0f} s", flush=True)
-        write(merged(read(edits, folder, kind), [row], order), edits, folder, kind)
+        new.append(row)
+        write(merged(old, new, order), edits, folder, kind)
         started = time.perf_counter()
 
 

@@ -257,8 +257,8 @@ def flow_edit(
 def flow_align(batch: Batch, omega: float = 7.5, anchor: float = 0.01, **edit: Any) -> Edited:
     """FlowAlign (arXiv 2505.23145): the source's prompt is the negative, and each step is pulled
     to the source."""
-    ways = {"sampler": {"cfg": omega, "negative": batch.source}, "source_cfg": 1.0}
-    return flow_edit(batch, anchor=anchor, **ways | edit)
+    ways = {"cfg": omega, "negative": batch.source}
+    return flow_edit(batch, sampler=ways, source_cfg=1.0, anchor=anchor, **edit)
 
 
 def edit_friendly(

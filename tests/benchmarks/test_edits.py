@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,7 @@ def test_a_row_of_the_table_is_computed_end_to_end(batch: Any, tmp_path: Path) -
     from diffusion_path.benchmarks.edits import write
 
     rows = measured(batch, "source, not edited", "MDP-ε", "DiffEdit")
-    write(rows, batch.edits, tmp_path)
+    write(rows, batch.edits, tmp_path, "unet")
 
     table = (tmp_path / "edits.md").read_text()
     assert all(f"| {row.name} | " in table for row in rows)
@@ -44,6 +45,74 @@ def test_a_row_of_the_table_is_computed_end_to_end(batch: Any, tmp_path: Path) -
     assert (unedited.evaluations, mdp.evaluations) == (0, 50 + 2 * 25)
     assert diffedit.evaluations == 50 + 20 + 80
     assert all(score.iou is not None for score in diffedit.scores)
+
+
+def test_a_row_measured_later_joins_those_of_before(batch: Any, tmp_path: Path) -> None:
+    from diffusion_path.benchmarks.edits import merged, read, write
+
+    assert read(batch.edits, tmp_path, "flow") == []
+    rows = measured(batch, "source, not edited", "the truth itself")
+    names = [row.name for row in rows]
+    write(rows[1:], batch.edits, tmp_path, "flow")
+    both = merged(read(batch.edits, tmp_path, "flow"), rows[:1], names)
+    write(both, batch.edits, tmp_path, "flow")
+
+    for _ in range(2):  # what is read is written again, and read
+        kept = read(batch.edits, tmp_path, "flow")
+        assert [row.name for row in kept] == names
+        for row, before in zip(kept, rows, strict=True):
+            assert row.evaluations == before.evaluations
+            assert [one.confirmed for one in row.scores] == [one.confirmed for one in before.scores]
+            assert abs(row.pictures.astype(int) - before.pictures).mean() < 3  # 256 colours
+        write(kept, batch.edits, tmp_path, "flow")
+    assert read(batch.edits[:1], tmp_path, "flow") == []  # other edits have other rows
+    assert read(batch.edits, tmp_path, "unet") == []
+
+
+def test_a_new_row_replaces_the_old_one_and_rows_without_a_name_go() -> None:
+    from diffusion_path.benchmarks.edits import Measured, merged
+
+    def rows(names: str, evaluations: float) -> list[Measured]:
+        return [Measured(name, np.zeros(0), [], evaluations) for name in names]
+
+    found = merged(rows("abd", 1), rows("cb", 2), names=["c", "b", "a"])
+    assert [(row.name, row.evaluations) for row in found] == [("c", 2), ("b", 2), ("a", 1)]
+
+
+def test_a_run_can_be_of_one_model_and_a_few_rows() -> None:
+    from diffusion_path.benchmarks.edits import arguments, chosen
+    from diffusion_path.benchmarks.techniques import ROWS
+
+    assert arguments([]) == ("unet", [])
+    assert arguments(["MDP"]) == ("unet", ["MDP"])
+    assert arguments(["flow", "MDP", "Uni"]) == ("flow", ["MDP", "Uni"])
+    assert {row.name[:3] for row in chosen(ROWS, "flow", ["MDP", "Uni"])} == {"MDP", "Uni"}
+    assert chosen(ROWS, "unet", ["prompt-to-prompt"])
+    with pytest.raises(SystemExit, match="no row for flow is called null-text"):
+        chosen(ROWS, "flow", ["null-text"])
+
+
+def test_a_batch_is_walked_as_its_pictures_are_one_by_one(batch: Any) -> None:
+    from diffusion_path.benchmarks.techniques import ddpm
+
+    with torch.inference_mode():
+        inverted = batch.inverted(lambda batch: ddpm(batch, steps=4))
+        together = inverted.sample(eta=1.0, start=0.3)
+        alone = [one.sample(eta=1.0, start=0.3) for one in inverted.each()]
+    torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-3)
+
+
+def test_flow_edit_costs_three_evaluations_a_step_and_no_inversion(batch: Any) -> None:
+    plain, straight, both = measured(
+        batch,
+        "plain sampling from the inverted noise",
+        "FlowEdit",
+        "prompt-to-prompt and FlowEdit",
+    )
+    # from 0.3 of 50 steps on, the source and the target under guidance
+    assert straight.evaluations == both.evaluations == 35 * 3
+    for one, other in zip(plain.scores, straight.scores, strict=True):
+        assert other.outside > one.outside
 
 
 def test_prompt_to_prompt_is_measured_edit_by_edit(batch: Any) -> None:
