@@ -72,20 +72,23 @@ class Concept(Edit):
         return replace(self, attention=Attention(target=self.words, watched=(watch,)))
 
     def queries(self, step: Step) -> Sequence[Query]:
-        if step.index not in self.steps(step.source):
+        if not self._acts(step):
             return ()
         if step.denoiser.guides(step.cfg):  # the negative is asked anyway
             return [self._query(step)]
         return [self._query(step), Query(step.x, _empty(step))]
 
     def prediction(self, step: Step, d: Tensor) -> Tensor:
-        if step.index not in self.steps(step.source):
+        if not self._acts(step):
             return d
         uncond = step.uncond
         if uncond is None:
             uncond = step.answers[Query(step.x, _empty(step))]
         guidance = (uncond - step.answers[self._query(step)]) / step.sigma
         return d + self.scale * self._mask(step, guidance) * guidance
+
+    def _acts(self, step: Step) -> bool:
+        return self.scale != 0 and step.index in self.steps(step.source)
 
     def _query(self, step: Step) -> Query:
         return Query(step.x, step.prompts[id(self.conditioning)], self.attention)

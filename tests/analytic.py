@@ -176,6 +176,7 @@ def sampled(
         condition=positive,
         negative=negative,
         cfg=cfg,
+        prompts={id(one): one for edit in edits for one in edit.conditionings},
     )
     latents: list[Tensor] = []
 
