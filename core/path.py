@@ -69,7 +69,8 @@ class DiffusionPath(NamedTuple):
 
 
 class Source:
-    """A path as one walk reads it: in the model's own scale, two latents on the device at most.
+    """A path as one walk reads it: in the model's own scale. Of its latents, those around a step
+    and the image are on the device at most.
 
     Attributes:
         path: the path itself, in the scale of the wires.
@@ -97,7 +98,8 @@ class Source:
     def latent(self, i: int) -> Tensor:
         """The source's latent (B, C, ...) at level `i`."""
         if i not in self._held:
-            near = {j: one for j, one in self._held.items() if abs(j - i) == 1}
+            clean = len(self.levels) - 1
+            near = {j: one for j, one in self._held.items() if abs(j - i) == 1 or clean in (i, j)}
             self._held = {**near, i: self._latent_in(self.path.latents[i])}
         return self._held[i]
 

@@ -53,6 +53,9 @@ FAMILIES = {
 }
 """Where the values come from stands in `web/docs/DiffusionPath_FlowEdit.md`."""
 
+INSTEAD = {"sde-dpm++": "ddpm", "reuse": "midpoint"}
+"""Solvers whose steps take something from the one before, and those without."""
+
 RELATED = 0.5
 """The correlation of the noise at two levels from which on it is one noise."""
 
@@ -99,10 +102,10 @@ class FlowEdit(Edit):
         return self.start or 0.0
 
     def check(self, path: DiffusionPath) -> None:
-        if path.solver == "sde-dpm++":
+        if path.solver in INSTEAD:
             raise ValueError(
-                "FlowEdit needs steps of first order, and this path has solver sde-dpm++; make the "
-                "path with solver ddpm"
+                f"FlowEdit needs steps that stand alone, and this path has solver {path.solver}, "
+                f"which looks back; make the path with solver {INSTEAD[path.solver]}"
             )
         if self.average > 1 and not is_independent(path):
             raise ValueError(

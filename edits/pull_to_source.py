@@ -14,7 +14,9 @@ from ..core.path import Source
 
 @dataclass(frozen=True, kw_only=True)
 class PullToSource(Edit):
-    """`d* = (1 - eta) d + eta (x - x_0) / sigma`: head for the source's image in part.
+    """`d* = (1 - eta) d + eta (x - x_0) / (sigma - sigma_N)`: head for the source's image in part.
+
+    sigma_N is the level of the image, 0 for a flow, as in the paper.
 
     Attributes:
         eta: how much; 0 is not at all, 1 goes straight to the source.
@@ -36,5 +38,7 @@ class PullToSource(Edit):
     def prediction(self, step: Step, d: Tensor) -> Tensor:
         if step.index not in self.steps(step.source):
             return d
-        clean = step.source.latent(len(step.source.levels) - 1)
-        return torch.lerp(d, (step.x - clean) / step.sigma, self.eta)
+        last = step.source.levels[-1]
+        if step.sigma <= last:  # a sampler of ComfyUI's may ask where its last step ends
+            return d
+        return torch.lerp(d, (step.x - step.source.at(last)) / (step.sigma - last), self.eta)

@@ -23,7 +23,8 @@ class UniEdit(Edit):
     """`d = m d_B + (1 - m) d_A + omega (1 + m) (d_B - d_A)`, m being the size of the difference.
 
     m is the channels' mean of `|d_B - d_A|`, scaled to 0..1 over each picture, as the authors' code
-    for Flux has it. Their code for diffusers leaves the signs in.
+    for Flux has it, which takes the mean over patches of 2 x 2 too. Their code for diffusers leaves
+    the signs in.
 
     Attributes:
         alpha: the part of the model's schedule, from its clean end, that is edited; before it the

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser, guided
 from ..core.diffusion import Mixing, Progress, ddim_parts, no_progress
+from ..core.path import DiffusionPath
 from ..samplers.solvers import SDEDPM
 
 Draw = Callable[[], Tensor]
 """Fresh noise (B, C, ...) of unit variance."""
+
+Latents = Callable[[Tensor], Tensor]
+"""Brings a latent of a path to the model's scale (B, C, ...)."""
 
 
 Kind = Literal["fresh", "one", "shifted"]
@@ -59,7 +63,7 @@ def ddpm_residuals(
     cfg: float = 1.0,
     *,
     solver: str = "ddpm",
-    latent_in: Callable[[Tensor], Tensor],
+    latent_in: Latents,
     progress: Progress = no_progress,
 ) -> Tensor:
     """What DDPM's step from each latent of a path is short of the next one.
@@ -91,3 +95,22 @@ def ddpm_residuals(
         progress(i, denoised, after)
         x = after
     return torch.stack(found)
+
+
+def residuals_from(mixing: Mixing, path: DiffusionPath, latent_in: Latents, first: int) -> Tensor:
+    """A path's residuals (N, B, C, ...) for a walk that begins at step `first`.
+
+    That step of the walk is of first order, as it has no estimate before it, and so the residual of
+    it is too. The source's estimates follow from the residuals that there are; no network call.
+    """
+    assert path.residuals is not None
+    levels, order_two = path.sigmas.tolist(), SDEDPM(mixing)
+    begun = path.residuals[first]
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels[: first + 2])):
+        kept, clean, _ = ddim_parts(mixing, sigma, sigma_next, eta=1.0)
+        x, after = latent_in(path.latents[i]), latent_in(path.latents[i + 1])
+        estimate = (after - path.residuals[i] - kept * x) / clean
+        denoised = order_two.denoised(estimate, sigma, sigma_next)
+        begun = path.residuals[i] + clean * (estimate - denoised)
+    begun = begun[None].to(path.residuals)
+    return torch.cat([path.residuals[:first], begun, path.residuals[first + 1 :]])

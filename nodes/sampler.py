@@ -17,7 +17,8 @@ from ..core.path import Conditioning, DiffusionPath
 from ..edits.null_text import NullText
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
-from ..host.model import family, fingerprint
+from ..host.model import family, fingerprint, mixing_of
+from ..inversion.straight import residuals_from
 from ..samplers.solvers import check_eta
 from .support import (
     CATEGORY,
@@ -90,6 +91,10 @@ def guider_for(
     follows = max((edit.follows for edit in edits), default=0.0)
     name = f"start {start}" if start >= follows else f"an edit's start {follows:g}"
     first = first_step(model, path.sigmas, max(start, follows), name)
+    if path.solver == "sde-dpm++" and path.residuals is not None:
+        latent_in = model.model.process_latent_in
+        residuals = residuals_from(mixing_of(model), path, latent_in, first)
+        path = path._replace(residuals=residuals)
     return PathGuider(model, path, positive, negative, cfg, edits), first
 
 
@@ -206,6 +211,7 @@ class Sampler(io.ComfyNode):
         levels = path.sigmas[first:]
         end = sample(guider, sampler, path.clean, levels, steps=len(levels) - 1, seed=seed)
         latents = torch.stack([*sampler.latents[:-1], end.to("cpu", torch.float32)])
+        residuals = guider.path.residuals
         edited = DiffusionPath(
             sigmas=levels,
             latents=check_sampled(latents),
@@ -215,7 +221,7 @@ class Sampler(io.ComfyNode):
             fingerprint=fingerprint(model),
             edits=brought(path, first),
             solver=path.solver,
-            residuals=None if path.residuals is None or not eta else path.residuals[first:],
+            residuals=None if residuals is None or not eta else residuals[first:],
         )
         return io.NodeOutput(
             on_wire(edited.clean),

@@ -82,16 +82,29 @@ class SDEDPM(DDIM):
         self._last: tuple[Tensor, float] | None = None
 
     def estimate(self, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        last, self._last = self._last, (denoised, sigma)
+        before, part = self._before(sigma, sigma_next)
+        self._last = denoised, sigma
+        return denoised if before is None else denoised + part * (denoised - before)
+
+    def denoised(self, estimate: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """The clean estimate (B, C, ...) that `estimate` was made of, in place of asking for it."""
+        before, part = self._before(sigma, sigma_next)
+        denoised = estimate if before is None else (estimate + part * before) / (1 + part)
+        self._last = denoised, sigma
+        return denoised
+
+    def _before(self, sigma: float, sigma_next: float) -> tuple[Tensor | None, float]:
+        """The clean estimate of the step before, and what part of the change since to add; None if
+        there is none to extrapolate from."""
         signal, signal_next = self.mixing.signal(sigma), self.mixing.signal(sigma_next)
-        if last is None or sigma_next == 0 or signal == 0:
-            return denoised
-        before, above = last
+        if self._last is None or sigma_next == 0 or signal == 0:
+            return None, 0.0
+        before, above = self._last
         if self.mixing.signal(above) == 0:
-            return denoised
+            return None, 0.0
         step = math.log(signal_next * sigma / (signal * sigma_next))
         step_before = math.log(signal * above / (self.mixing.signal(above) * sigma))
-        return denoised + step / (2 * step_before) * (denoised - before)
+        return before, step / (2 * step_before)
 
 
 class Midpoint:
