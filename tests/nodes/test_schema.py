@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from diffusion_path.edits.flow_edit import FAMILIES
 from diffusion_path.tests.calls import node
 from diffusion_path.tools.setup import ROOT
 
@@ -14,6 +16,8 @@ NAMES = [
     "ExamplePicture",
     "DDIMInversion",
     "RecordPath",
+    "StraightPath",
+    "DDPMInversion",
     "NullTextInversion",
     "NegativePromptInversion",
     "DiffEditMask",
@@ -21,6 +25,9 @@ NAMES = [
     "MDPCondition",
     "MDPLatent",
     "MDPGuidance",
+    "FlowEdit",
+    "UniEdit",
+    "PullToSource",
     "Concept",
     "MaskBlend",
     "PromptPair",
@@ -36,6 +43,7 @@ NAMES = [
     "LoadPath",
     "PathPreview",
     "EditReport",
+    "Composite",
 ]
 each_node = pytest.mark.parametrize("name", NAMES)
 
@@ -87,7 +95,20 @@ def test_a_node_has_a_help_page(name: str):
                 "strength": 1.0,
                 "fixed_point_iterations": 0,
                 "cfg": 1.0,
+                "average": 1,
+                "solver": "auto",
+                "gamma": 0.0,
+                "seed": 0,
             },
+        ),
+        ("DemoModel", {"kind": "unet"}),
+        (
+            "StraightPath",
+            {"steps": 0, "spacing": "auto", "seed": 0, "noise": "fresh", "settings": "auto"},
+        ),
+        (
+            "DDPMInversion",
+            {"steps": 100, "cfg": 3.5, "seed": 0, "spacing": "leading", "solver": "ddpm"},
         ),
         (
             "NullTextInversion",
@@ -115,6 +136,21 @@ def test_a_node_has_a_help_page(name: str):
         ),
         ("MDPEpsilon", {"weight": 1.0, "curve": "constant", "start": 0.04, "end": 0.54}),
         ("MDPLatent", {"weight": 0.2, "curve": "constant", "start": 0.0, "end": 0.8}),
+        (
+            "FlowEdit",
+            {
+                "source_cfg": -1.0,
+                "strength": 1.0,
+                "anchor": 0.0,
+                "start": -1.0,
+                "end": 1.0,
+                "average": 1,
+                "settings": "auto",
+            },
+        ),
+        ("UniEdit", {"alpha": 0.6, "omega": 5.0}),
+        ("PullToSource", {"eta": 0.9, "start": 0.0, "end": 0.25}),
+        ("Composite", {"feather": 8}),
         ("MaskBlend", {"start": 0.0, "end": 1.0}),
         (
             "PromptToPrompt",
@@ -139,3 +175,14 @@ def test_a_node_has_a_help_page(name: str):
 def test_defaults_are_those_of_the_documentation(comfy: Path, name: str, defaults: dict):
     inputs = {one.id: one for one in node(name).GET_SCHEMA().inputs}
     assert {key: inputs[key].default for key in defaults} == defaults
+
+
+def test_the_help_page_of_flow_edit_has_the_settings_of_every_family():
+    page = (ROOT / "web" / "docs" / "DiffusionPath_FlowEdit.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| ")]
+    told = {re.sub(r" \(also .*\)", "", row[0]): row[1:6] for row in rows if len(row) == 7}
+    told.pop("`settings`")
+    assert told == {
+        name: [str(steps), spacing, *(f"{value:g}" for value in values)]
+        for name, (steps, spacing, *values) in FAMILIES.items()
+    }
