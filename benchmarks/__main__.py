@@ -1,8 +1,10 @@
 """`make bench`: every technique against the truth, then what the pack costs.
 
-Longer ones are run by themselves, as `python -m diffusion_path.benchmarks.` and a name:
-`inversion`, every inversion and the published null-text (45 minutes on one core); `combinations`,
-every inversion with every edit (20 minutes); `painting`, painted layouts (15 minutes).
+These are run by themselves, as `python -m diffusion_path.benchmarks.` and a name: `inversion`, every
+inversion and the published null-text (45 minutes on one core); `combinations`, every inversion with
+every edit (20 minutes); `painting`, painted layouts (15 minutes); `solvers`, those of DDIM
+Inversion at equal cost (20 minutes for each demo model); `frontier`, each technique over its main
+knob (3 hours for each demo model). `edits` alone takes a demo model and parts of rows' names.
 """
 
 from __future__ import annotations
