@@ -1,7 +1,7 @@
 """`make bench`: every technique against the truth, then what the pack costs.
 
-These are run by themselves, as `python -m diffusion_path.benchmarks.` and a name: `inversion`, every
-inversion and the published null-text (45 minutes on one core); `combinations`, every inversion with
+These are run by themselves, as `python -m diffusion_path.benchmarks.` and a name: `inversion`,
+every inversion and the published null-text (45 minutes on one core); `combinations`, each with
 every edit (20 minutes); `painting`, painted layouts (15 minutes); `solvers`, those of DDIM
 Inversion at equal cost (20 minutes for each demo model); `frontier`, each technique over its main
 knob (3 hours for each demo model). `edits` alone takes a demo model and parts of rows' names.
