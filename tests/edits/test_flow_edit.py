@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_path.core.diffusion import as_it_is
 from diffusion_path.core.edit import Edits
 from diffusion_path.core.path import DiffusionPath
 from diffusion_path.edits.diffedit import MaskBlend
 from diffusion_path.edits.flow_edit import FAMILIES, INSTEAD, FlowEdit, is_independent
 from diffusion_path.edits.pull_to_source import PullToSource
-from diffusion_path.inversion.straight import Kind, straight
+from diffusion_path.inversion.straight import Kind, ddpm_residuals, straight
 from diffusion_path.tests import tiny_models
 from diffusion_path.tests.analytic import (
     Gaussian,
@@ -87,6 +88,34 @@ def test_so_it_does_by_the_midpoint_method(flow: bool):
     path = inverted(GaussianDenoiser(flow))._replace(solver="midpoint")
     edits = (FlowEdit(source_cfg=3.0),)
     torch.testing.assert_close(sample(flow, path, edits, positive=SOURCE), path.latents)
+
+
+@each_family
+def test_on_a_path_with_its_own_noise_it_adds_nothing(flow: bool):
+    """There the noise is what the source's step is short of its path."""
+    denoiser, path = GaussianDenoiser(flow), straight_path(flow)
+    given = {"cfg": 3.5, "latent_in": as_it_is}
+    noise = ddpm_residuals(denoiser, path.latents, path.sigmas, SOURCE, NEGATIVE, **given)
+    path = path._replace(solver="ddpm", residuals=noise)
+    plain = sample(flow, path, (), eta=1.0)
+    latents = sample(flow, path, (FlowEdit(source_cfg=3.5),), eta=1.0)
+    torch.testing.assert_close(latents, plain, rtol=0, atol=1e-5)
+
+
+@each_family
+def test_averaged_it_is_the_mean_of_the_differences_at_each_noise(flow: bool):
+    """Of one step from the source: `x' = path' + (1 - sigma' / sigma) mean(T - S)`."""
+    denoiser, path = GaussianDenoiser(flow), straight_path(flow, steps=4)
+    mixing, (sigma, below) = denoiser.mixing, path.sigmas.tolist()[:2]
+    differences = []
+    for i in (0, 2):  # of two noises the other is half the path away
+        noise = mixing.noise(path.latents[i], path.clean, float(path.sigmas[i]))
+        x = mixing.noised(path.clean, noise, sigma)
+        target, source = (denoiser.denoised(x, sigma, one) for one in (TARGET, SOURCE))
+        differences.append(target - source)
+    wanted = path.latents[1] + (1 - below / sigma) * sum(differences) / 2
+    edits = (FlowEdit(source_cfg=1.0, average=2),)
+    torch.testing.assert_close(sample(flow, path, edits, cfg=1.0)[1], wanted)
 
 
 def moved(flow: bool, steps: int, **settings: Any) -> tuple[Tensor, Tensor]:

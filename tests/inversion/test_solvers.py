@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,21 +125,33 @@ def test_at_gamma_1_it_is_the_straight_line_to_the_noise_and_asks_no_model(flow:
 
 
 @each_family
+def test_gamma_mixes_the_models_slope_with_that_of_the_line_from_where_a_step_begins(flow: bool):
+    """RF-Inversion, eq. 8, with DDIM's slope, which is that of the next level."""
+    denoiser, noise, gamma = GaussianDenoiser(flow), picture(7), 0.3
+    mixing, sigmas = denoiser.mixing, levels(8, flow)
+    x, wanted = picture(), [picture()]
+    for sigma, above in pairwise(sigmas.tolist()[::-1]):
+        at = mixing.rescale(x, sigma, above)
+        model = (at - denoiser.denoised(at, above, SOURCE)) / above
+        line = (noise - x) / (1 - sigma) if flow else noise
+        x = x + (above - sigma) * ((1 - gamma) * model + gamma * line)
+        wanted.insert(0, x)
+    latents = ddim_inversion(denoiser, picture(), sigmas, SOURCE, gamma=gamma, noise=noise)
+    torch.testing.assert_close(latents, torch.stack(wanted))
+
+
+@each_family
 @each_solver
-def test_gamma_lies_between_the_models_way_and_the_straight_line(flow: bool, solver: str):
-    """The first step up, from where all begin alike; and no level is too much for a flow."""
+def test_no_level_is_too_much_for_gamma(flow: bool, solver: str):
+    """A flow's first is 1, from where no line leads to the noise."""
     sigmas = levels(8, flow) / (0.96 if flow else 1)
 
-    def latents(gamma: float) -> Tensor:
+    def size(gamma: float) -> float:
         options = {"solver": solver, "gamma": gamma, "noise": picture(7)}
-        return ddim_inversion(GaussianDenoiser(flow), picture(), sigmas, SOURCE, **options)
+        denoiser = GaussianDenoiser(flow)
+        return float(ddim_inversion(denoiser, picture(), sigmas, SOURCE, **options)[0].norm())
 
-    free, half, line = (latents(gamma) for gamma in (0.0, 0.5, 1.0))
-    assert torch.equal(free, latents(0.0))
-    if solver == "euler":
-        torch.testing.assert_close(half[-2], (free[-2] + line[-2]) / 2)
-    size = max(float(free[0].norm()), float(line[0].norm()))
-    assert float(half[0].norm()) < 1.5 * size
+    assert size(0.5) < 1.5 * max(size(0.0), size(1.0))
 
 
 @each_family
