@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 2026
 SCENES = 100  # of one object, and as many of two
 STEPS, GUIDANCE = 50, 5.0
-FLOW_STEPS, FLOW_GUIDANCE = 28, 4.0
+FLOW_STEPS, FLOW_GUIDANCE = 28, 5.0
 BATCH = 25
 
 
