@@ -220,7 +220,7 @@ class Fuzzer:
 
 
 def base_workflows() -> dict[str, Workflow]:
-    """Workflows that save right paths: a plain one, and one with all that a path can have."""
+    """Workflows that save right paths: a plain one, and others with all that a path can have."""
     inputs: dict[str, dict[str, Any]] = {
         "DiffusionPath_DemoModel": {},
         "LoadImage": {"image": f"{PREFIX}128x128.png"},
@@ -242,6 +242,16 @@ def base_workflows() -> dict[str, Workflow]:
             "quantile": 0.7,
             "reconstruction": 0.6,
         },
+        "DiffusionPath_DDPMInversion": {
+            "model": ["DiffusionPath_DemoModel", 0],
+            "positive": ["CLIPTextEncode", 0],
+            "latent_image": ["VAEEncode", 0],
+            "steps": 3,
+            "cfg": 1.0,
+            "seed": 0,
+            "spacing": "leading",
+            "solver": "ddpm",
+        },
     }
     graph = {kind: {"class_type": kind, "inputs": given} for kind, given in inputs.items()}
 
@@ -252,6 +262,7 @@ def base_workflows() -> dict[str, Workflow]:
     return {
         "plain": graph | saved("DiffusionPath_DDIMInversion", "plain"),
         "full": graph | saved("DiffusionPath_NegativePromptInversion", "full"),
+        "noise": graph | saved("DiffusionPath_DDPMInversion", "noise"),
     }
 
 

@@ -69,7 +69,7 @@ def edit(name: str, **inputs: Any) -> Callable[[Setting], tuple[Tensor, torch.Si
 
     def use(setting: Setting) -> tuple[Tensor, torch.Size]:
         given = {"prompts": setting.pair} if name in ON_WORDS else {}
-        if name == "PaintWithWords":
+        if name in ("PaintWithWords", "Concept"):
             given = {"clip": setting.clip, "prompt": TARGET}
         edits = results(name, **given, **inputs)[0]
         return setting.sample(setting.path, edits), setting.path.clean.shape
@@ -88,6 +88,18 @@ def invert(setting: Setting) -> tuple[Tensor, torch.Size]:
 
 def invert_guided(setting: Setting) -> tuple[Tensor, torch.Size]:
     return of_path(setting.invert(cfg=3.0, negative=setting.negative))
+
+
+def invert_by_midpoints(setting: Setting) -> tuple[Tensor, torch.Size]:
+    return of_path(setting.invert(solver="midpoint"))
+
+
+def ddpm(setting: Setting) -> tuple[Tensor, torch.Size]:
+    """Inverted and sampled again."""
+    given = {"model": setting.model, "positive": setting.source, "negative": setting.negative}
+    given |= {"latent_image": setting.picture, "steps": STEPS, "cfg": 2.0}
+    (path,) = results("DDPMInversion", **given)
+    return setting.sample(path, eta=1.0), path.clean.shape
 
 
 def record(setting: Setting) -> tuple[Tensor, torch.Size]:
@@ -144,6 +156,10 @@ USES: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "MDPLatent": edit("MDPLatent", weight=0.7, end=1.0),
     "MDPGuidance": edit("MDPGuidance", weight=0.7, end=1.0),
     "MaskBlend": edit("MaskBlend", mask=torch.full((1, 8, 8), 0.5)),
+    "invert by midpoints": invert_by_midpoints,
+    "DDPM": ddpm,
+    "FlowEdit": edit("FlowEdit", source_cfg=2.0, strength=0.7, start=0.0),
+    "UniEdit": edit("UniEdit", alpha=1.0),
 }
 ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "PromptToPrompt": edit("PromptToPrompt", self_limit=64),
@@ -151,6 +167,7 @@ ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "LocalBlend": edit("LocalBlend", source_words="apple", target_words="pear", start=0.0),
     "PaintWithWords": edit("PaintWithWords", phrase="red pear", mask=torch.ones(1, 8, 8)),
     "AttentionMaps": maps,
+    "Concept": edit("Concept"),
 }
 
 
