@@ -39,8 +39,8 @@ class Settings(NamedTuple):
 
 
 FAMILIES = {
-    "SD1.5": Settings(50, "leading", 0.33, 1.0, 5.0),
-    "SDXL": Settings(50, "leading", 0.33, 1.0, 5.0),
+    "SD1.5": Settings(47, "leading", 0.28, 1.0, 3.0),
+    "SDXL": Settings(47, "leading", 0.28, 1.0, 3.0),
     "SD3": Settings(50, "simple", 0.34, 3.5, 13.5),
     "Flux dev": Settings(28, "simple", 0.14, 1.0, 1.0),
     "Flux schnell": Settings(8, "simple", 0.25, 1.0, 1.0),
@@ -48,7 +48,7 @@ FAMILIES = {
     "Z-Image": Settings(12, "simple", 0.25, 1.0, 1.0),
     "Chroma": Settings(30, "simple", 0.2, 2.0, 6.0),
     "Wan": Settings(50, "simple", 0.3, 5.0, 13.5),
-    "demo flow": Settings(28, "simple", 0.25, 1.0, 4.0),
+    "demo flow": Settings(28, "simple", 0.25, 1.0, 2.5),
     "other flow": Settings(28, "simple", 0.2, 2.0, 6.0),
 }
 """Where the values come from stands in `web/docs/DiffusionPath_FlowEdit.md`."""

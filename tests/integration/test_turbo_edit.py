@@ -98,9 +98,7 @@ def test_it_is_the_published_algorithm(case: dict, pipeline: StableDiffusionPipe
         )
         x = given[i + 1] + (of_source - of_path) + W * (of_target - of_source)
     (edits,) = results("FlowEdit", strength=W, source_cfg=1.0, start=0.0)
-    ours = edited(
-        case["model"], path, case["target"], case["empty"], cfg=1.0, eta=1.0, edits=edits
-    )
+    ours = edited(case["model"], path, case["target"], case["empty"], cfg=1.0, eta=1.0, edits=edits)
     ours = ours * pipeline.vae.config.scaling_factor
     assert float((ours - x).norm() / x.norm()) < 1e-4
 

@@ -71,10 +71,10 @@ def test_an_inversion_straight_to_the_noise_asks_no_network(model):
     assert cost("DDIMInversion", model, gamma=1.0, **given) == 0
 
 
-def test_flow_edit_as_it_is_takes_three_evaluations_of_the_last_34_of_50_steps(model):
+def test_flow_edit_as_it_is_takes_three_evaluations_of_the_last_35_of_47_steps(model):
     straight = path("StraightPath", model)
-    assert straight.steps == 50
-    assert sampling(model, straight, results("FlowEdit")[0]) == 34 * 3
+    assert straight.steps == 47
+    assert sampling(model, straight, results("FlowEdit")[0]) == 35 * 3
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,6 @@ def test_prompt_to_prompt_and_flow_edit_share_the_sources_evaluation(comfy: Path
     edits = results("FlowEdit")[0]
     given = {"positive": target, "negative": empty}
     alone = sampling(demo, straight, edits, **given)
-    assert alone == 34 * 3
+    assert alone == 35 * 3
     both = results("PromptToPrompt", prompts=pair, edits=edits)[0]
     assert sampling(demo, straight, both, **given) == alone
