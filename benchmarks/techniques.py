@@ -145,6 +145,7 @@ def prompt_to_prompt(
     reweight: float | None = None,
     flow: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
+    additions: bool = True,
     **edit: Any,
 ) -> Edited:
     """Prompt-to-prompt, edit by edit; with local blend, with new words reweighted, with FlowEdit.
@@ -153,12 +154,15 @@ def prompt_to_prompt(
         blend: the settings of local blend, whose words are those of what changes.
         reweight: the factor of the words that are new.
         flow: the settings of FlowEdit.
+        additions: whether to use it also where the new prompt only adds something.
     """
     ways = {} if flow is None else {"cfg": flow_cfg(batch)}
     images, masks = [], []
     for one in batch.each():
         old, new = one.changed()
-        edits = node("PromptToPrompt", prompts=one.pair, **edit)
+        edits: Any = ()
+        if old or additions:
+            edits = node("PromptToPrompt", prompts=one.pair, **edit)
         if reweight is not None and new:
             lines = "\n".join(f"{words}: {reweight}" for words in new.split(", "))
             # The authors' equaliser acts only while maps are injected.
@@ -341,6 +345,13 @@ ROWS: Sequence[Row] = (
     Row(
         "prompt-to-prompt and FlowEdit",
         partial(on, inversion=straight, technique=partial(prompt_to_prompt, flow={})),
+        UNET,
+    ),
+    Row(
+        "prompt-to-prompt and FlowEdit; FlowEdit alone where something is added",
+        partial(
+            on, inversion=straight, technique=partial(prompt_to_prompt, flow={}, additions=False)
+        ),
         UNET,
     ),
     Row(
