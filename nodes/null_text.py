@@ -159,11 +159,12 @@ class NullTextInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         check_path(model, path)
         check_source(path)
-        if path.solver != "euler" or is_independent(path):
+        noisy = is_independent(path)
+        if path.solver != "euler" or noisy:
             raise ValueError(
                 "null-text optimisation needs a path of DDIM Inversion with solver euler, and this "
                 "one has "
-                + ("noise of its own at each level" if is_independent(path) else path.solver)
+                + ("noise of its own at each level" if noisy else path.solver)
                 + "; connect such a path"
             )
         check_conditioning(model, negative, "negative")

@@ -9,7 +9,6 @@ from comfy_api.latest import io
 
 from ..core.path import DiffusionPath
 from ..core.schedules import SPACINGS
-from ..edits.diffedit import MaskBlend
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import PathGuider, PathSampler, run, sample
 from ..host.model import fingerprint, mixing_of
@@ -17,17 +16,19 @@ from ..inversion.ddim import INVERSIONS, ddim_inversion
 from .sampler import on_wire
 from .support import (
     CATEGORY,
+    MASKED,
     Path,
     PathEdits,
     cfg_input,
     check_conditioning,
     check_edits,
+    check_guidance,
     check_latent,
     check_sampled,
     first_step,
     fraction_input,
-    masks_of,
     names_itself,
+    own_mask,
     path_sigmas,
     seed_input,
     sigmas_input,
@@ -152,15 +153,12 @@ class DDIMInversion(io.ComfyNode):
         samples = check_latent(model, latent_image)
         solver = solver_for(model, solver, fixed_point_iterations, average)
         check_conditioning(model, positive, "positive")
-        if cfg != 1:
-            if negative is None:
-                raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
-            check_conditioning(model, negative, "negative")
+        check_guidance(model, cfg, negative)
         levels = path_sigmas(model, steps, spacing, sigmas)
         levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
-        mask = latent_image.get("noise_mask")
-        own = () if mask is None else (MaskBlend(mask=masks_of(mask)),)
-        noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
+        own, noise = own_mask(latent_image), None
+        if gamma:
+            noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
 
         def invert(denoiser: ComfyDenoiser, conditions, progress):
             latents = ddim_inversion(
@@ -174,7 +172,7 @@ class DDIMInversion(io.ComfyNode):
                 average=average,
                 solver=solver,
                 gamma=gamma,
-                noise=noise.to(denoiser.device, torch.float32) if gamma else None,
+                noise=None if noise is None else noise.to(denoiser.device, torch.float32),
                 store=denoiser.latent_out,
                 progress=progress,
             )
@@ -196,7 +194,7 @@ class DDIMInversion(io.ComfyNode):
         if solver != "euler":
             text += f", by {solver}"
         if own:
-            text += ". The latent's mask will limit every edit of this path"
+            text += MASKED
         signal = mixing_of(model).signal(float(levels[0]))
         if signal <= 0:
             text += (

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.path import DiffusionPath
 from ..core.schedules import SPACINGS
-from ..edits.diffedit import MaskBlend
 from ..edits.flow_edit import FAMILIES
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
@@ -23,13 +22,15 @@ from ..inversion.straight import KINDS, Kind, ddpm_residuals, straight
 from ..samplers.solvers import STOCHASTIC
 from .support import (
     CATEGORY,
+    MASKED,
     Path,
     cfg_input,
     check_conditioning,
+    check_guidance,
     check_latent,
     check_sampled,
-    masks_of,
     names_itself,
+    own_mask,
     path_sigmas,
     seed_input,
     settings_input,
@@ -65,15 +66,6 @@ def straight_path(
     latents = straight(mixing_of(model), x0, levels, draws(latent_image, samples, seed), kind)
     ended = [inner.process_latent_out(latent).float() for latent in latents[:-1]]
     return torch.stack([*ended, samples.float().cpu()])
-
-
-def own_mask(latent_image: dict[str, Any]) -> tuple[MaskBlend, ...]:
-    """The edit that a latent's own mask is."""
-    mask = latent_image.get("noise_mask")
-    return () if mask is None else (MaskBlend(mask=masks_of(mask)),)
-
-
-MASKED = ". The latent's mask will limit every edit of this path"
 
 
 class StraightPath(io.ComfyNode):
@@ -226,10 +218,7 @@ class DDPMInversion(io.ComfyNode):
         sigmas=None,
     ) -> io.NodeOutput:
         check_conditioning(model, positive, "positive")
-        if cfg != 1:
-            if negative is None:
-                raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
-            check_conditioning(model, negative, "negative")
+        check_guidance(model, cfg, negative)
         levels = path_sigmas(model, steps, spacing, sigmas)
         latents = straight_path(model, latent_image, levels, seed)
 

@@ -23,6 +23,7 @@ from ..core.edit import Edits, Need
 from ..core.masks import check_mask
 from ..core.path import Conditioning, DiffusionPath
 from ..core.schedules import SPACINGS, spaced_sigmas, window
+from ..edits.diffedit import MaskBlend
 from ..host.conditions import is_of
 from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width
 from ..host.unet import attention_layers
@@ -289,6 +290,15 @@ def masks_of(mask: Tensor) -> Tensor:
     return mask.reshape(-1, height, width).clamp(0, 1)
 
 
+MASKED = ". The latent's mask will limit every edit of this path"
+
+
+def own_mask(latent: dict[str, Any]) -> tuple[MaskBlend, ...]:
+    """The edit that a latent's own mask is, for the path that is made of it."""
+    mask = latent.get("noise_mask")
+    return () if mask is None else (MaskBlend(mask=masks_of(mask)),)
+
+
 def check_latent(model: ModelPatcher, latent: dict[str, Any], empty: bool = False) -> Tensor:
     """The samples (B, C, ...) of a LATENT as ComfyUI hands them to a model, if it can work on them.
 
@@ -350,6 +360,15 @@ def check_conditioning(model: ModelPatcher, conditioning: Conditioning, name: st
                 f"{name} holds NaN or infinite values; look for a weight in the prompt that is no "
                 "number, or run the text encoder in fp32 (--fp32-text-enc)"
             )
+
+
+def check_guidance(model: ModelPatcher, cfg: float, negative: Conditioning | None) -> None:
+    """Raise if guidance of a source has no negative, or one for another model family."""
+    if cfg == 1:
+        return
+    if negative is None:
+        raise ValueError(f"cfg is {cfg} but negative is not connected; connect it or use 1")
+    check_conditioning(model, negative, "negative")
 
 
 def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
