@@ -48,7 +48,7 @@ from .techniques import (
     uni_edit,
 )
 
-PER_KIND = 6
+PER_KIND = 3
 
 
 @dataclass(frozen=True)

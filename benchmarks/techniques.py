@@ -272,6 +272,27 @@ def edit_friendly(
     return plain(batch.inverted(path), cfg=cfg, start=start, eta=1.0)
 
 
+def ledits(batch: Batch) -> Any:
+    """LEDITS++'s inversion, without a prompt."""
+    return ddpm(batch, positive=batch.empty, steps=50, cfg=1.0, solver="sde-dpm++")
+
+
+def concepts(batch: Batch, start: float = 0.15, **concept: Any) -> Edited:
+    """LEDITS++ (arXiv 2311.16711): what is new is added, what is no more removed; the picture as a
+    whole has no prompt."""
+    images = []
+    for one in batch.inverted(ledits).each():
+        edits: Any = ()
+        for words, sign in zip(one.changed(), (-1, 1), strict=True):
+            if words:
+                given = {"scale": 5.0} | concept
+                given |= {"prompt": words, "scale": sign * given["scale"]}
+                edits = node("Concept", clip=batch.demo.clip, edits=edits, **given)
+        ways = {"positive": one.empty, "cfg": 1.0, "start": start, "eta": 1.0}
+        images.append(one.sample(edits=edits, **ways))
+    return Edited(torch.cat(images))
+
+
 def uni_edit(batch: Batch, alpha: float = 0.6, omega: float = 5.0, **path: Any) -> Edited:
     """Uni-Inv up to `alpha` of the schedule, and Uni-Edit from there (arXiv 2504.13109)."""
     inverted = batch.inverted(partial(ddim, solver="uni", strength=alpha, **path))
@@ -335,6 +356,7 @@ ROWS: Sequence[Row] = (
     Row("FlowEdit on the inverted path", partial(flow_edit, path=ddim)),
     Row("FlowAlign", flow_align),
     Row("edit-friendly DDPM inversion", edit_friendly),
+    Row("Concept (LEDITS++)", concepts),
     Row("Uni-Edit, alpha 0.6", uni_edit),
     Row("Uni-Edit, alpha 0.8", partial(uni_edit, alpha=0.8)),
     Row("Uni-Edit, alpha 0.6, 15 steps", partial(uni_edit, steps=15)),

@@ -116,9 +116,11 @@ class Edit:
 
     Attributes:
         hint: which knob to turn when the edit has changed almost nothing.
+        by_ddim: whether it computes with DDIM's steps, which then are taken on any path.
     """
 
     hint: ClassVar[str] = ""
+    by_ddim: ClassVar[bool] = False
 
     @property
     def needs(self) -> Need:

@@ -53,9 +53,6 @@ FAMILIES = {
 }
 """Where the values come from stands in `web/docs/DiffusionPath_FlowEdit.md`."""
 
-INSTEAD = {"sde-dpm++": "ddpm", "reuse": "midpoint"}
-"""Solvers whose steps take something from the one before, and those without."""
-
 RELATED = 0.5
 """The correlation of the noise at two levels from which on it is one noise."""
 
@@ -80,6 +77,7 @@ class FlowEdit(Edit):
 
     hint: ClassVar[str] = "lower start of FlowEdit, or raise cfg"
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT
+    by_ddim: ClassVar[bool] = True
 
     source_cfg: float | None = None
     strength: float = 1.0
@@ -102,14 +100,15 @@ class FlowEdit(Edit):
         return self.start or 0.0
 
     def check(self, path: DiffusionPath) -> None:
-        if path.solver in INSTEAD:
+        if path.solver == "sde-dpm++":
             raise ValueError(
-                f"FlowEdit needs steps that stand alone, and this path has solver {path.solver}, "
-                f"which looks back; make the path with solver {INSTEAD[path.solver]}"
+                "FlowEdit needs steps that do not depend on the one before, and those of solver "
+                "sde-dpm++ do; make the path with solver ddpm"
             )
-        if self.average > 1 and not is_independent(path):
+        if self.average > 1 and (path.residuals is not None or not is_independent(path)):
+            kind = "only one" if path.residuals is None else "noise of its own at each step"
             raise ValueError(
-                f"FlowEdit averages over {self.average} noises, and this path has only one; set "
+                f"FlowEdit averages over {self.average} noises, and this path has {kind}; set "
                 "average to 1, or take a Straight Path with fresh noise"
             )
 

@@ -362,7 +362,7 @@ class PathSampler(comfy.samplers.Sampler):
             )
         guider, denoiser, path = model_wrap, model_wrap.denoiser, model_wrap.path
         try:
-            check_eta(path.solver, path.residuals is not None, self.eta)
+            check_eta(path.residuals is not None, self.eta)
         except ValueError as error:
             raise ValueError(f"Path Sampler: {error}.") from None
         masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)

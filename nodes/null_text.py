@@ -14,6 +14,7 @@ from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
 from ..host.model import with_gradients
 from ..inversion.null_text import OPTIMIZERS, null_text_inversion, threshold
+from ..samplers.solvers import STOCHASTIC, by_ddim
 from .pictures import loss_plot
 from .sampler import own_negative
 from .support import (
@@ -159,13 +160,10 @@ class NullTextInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         check_path(model, path)
         check_source(path)
-        noisy = is_independent(path)
-        if path.solver != "euler" or noisy:
+        if path.solver in STOCHASTIC or is_independent(path):
             raise ValueError(
-                "null-text optimisation needs a path of DDIM Inversion with solver euler, and this "
-                "one has "
-                + ("noise of its own at each level" if noisy else path.solver)
-                + "; connect such a path"
+                "null-text optimisation needs a path of DDIM Inversion, and this one has noise of "
+                "its own at each level; connect such a path"
             )
         check_conditioning(model, negative, "negative")
         if cfg == 1:
@@ -216,7 +214,9 @@ class NullTextInversion(io.ComfyNode):
             ) from error
         embeddings = check_sampled(found.embeddings)
         own = NullText(embeddings=embeddings, cfg=cfg)
-        path = path._replace(negative=null, cfg=cfg, edits=(own, *path.edits))
+        path = path._replace(
+            negative=null, cfg=cfg, edits=(own, *path.edits), solver=by_ddim(path.solver)
+        )
         errors = [torch.stack(tried).mean(dim=1).tolist() for tried in found.losses]
         limits = [threshold(early_stop, i, path.steps) for i in range(path.steps)]
         plot = loss_plot([tried[0] for tried in errors], [tried[-1] for tried in errors], limits)

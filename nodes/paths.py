@@ -102,7 +102,8 @@ class DDIMInversion(io.ComfyNode):
                     optional=True,
                     tooltip="How each step is computed; the sampler does likewise. euler: "
                     "DDIM. uni: Uni-Inv, same cost, more exact. midpoint: RF-Solver, two model "
-                    "calls per step. reuse: FireFlow. auto: uni for flow models, euler for others.",
+                    "calls per step. reuse: FireFlow, the most exact for its cost. auto: reuse for "
+                    "flow models, euler for others.",
                     advanced=True,
                 ),
                 fraction_input(
@@ -151,7 +152,7 @@ class DDIMInversion(io.ComfyNode):
         seed=0,
     ) -> io.NodeOutput:
         samples = check_latent(model, latent_image)
-        solver = solver_for(model, solver, fixed_point_iterations, average)
+        solver = solver_for(model, solver, fixed_point_iterations, average, gamma)
         check_conditioning(model, positive, "positive")
         check_guidance(model, cfg, negative)
         levels = path_sigmas(model, steps, spacing, sigmas)
@@ -207,11 +208,13 @@ class DDIMInversion(io.ComfyNode):
         return io.NodeOutput(path, noise, ui=tell(cls, text))
 
 
-def solver_for(model: ModelPatcher, solver: str, iterations: int, average: int) -> str:
-    """The solver of an inversion."""
+def solver_for(
+    model: ModelPatcher, solver: str, iterations: int, average: int, gamma: float
+) -> str:
+    """The solver of an inversion; by "auto" Euler's for what was published with it."""
     refined = iterations > 0 or average > 1
     if solver == "auto":
-        return "uni" if mixing_of(model).flow and not refined else "euler"
+        return "reuse" if mixing_of(model).flow and not refined and not gamma else "euler"
     if refined and solver != "euler":
         name = "fixed_point_iterations" if iterations else "average"
         raise ValueError(

@@ -19,7 +19,7 @@ from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
 from ..host.model import family, fingerprint, mixing_of
 from ..inversion.straight import residuals_from
-from ..samplers.solvers import check_eta
+from ..samplers.solvers import by_ddim, check_eta
 from .support import (
     CATEGORY,
     Path,
@@ -88,6 +88,8 @@ def guider_for(
         negative = path.negative
     edits = tuple(edit.settled(family(model)) for edit in edits)
     check_edits(model, (*path.edits, *edits), path, positive, recorded=False)
+    if any(edit.by_ddim for edit in edits):
+        path = path._replace(solver=by_ddim(path.solver))
     follows = max((edit.follows for edit in edits), default=0.0)
     name = f"start {start}" if start >= follows else f"an edit's start {follows:g}"
     first = first_step(model, path.sigmas, max(start, follows), name)
@@ -205,7 +207,7 @@ class Sampler(io.ComfyNode):
     def execute(
         cls, model, path, positive, negative, cfg, start, eta, seed, edits=()
     ) -> io.NodeOutput:
-        check_eta(path.solver, path.residuals is not None, eta)
+        check_eta(path.residuals is not None, eta)
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]
@@ -220,7 +222,7 @@ class Sampler(io.ComfyNode):
             cfg=cfg,
             fingerprint=fingerprint(model),
             edits=brought(path, first),
-            solver=path.solver,
+            solver=by_ddim(guider.path.solver) if eta else guider.path.solver,
             residuals=None if residuals is None or not eta else residuals[first:],
         )
         return io.NodeOutput(

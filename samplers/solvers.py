@@ -153,7 +153,12 @@ SOLVERS = ("euler", "midpoint", "reuse", *STOCHASTIC)
 """How a path is walked again."""
 
 
-def check_eta(solver: str, has_noise: bool, eta: float) -> None:
+def by_ddim(solver: str) -> str:
+    """The solver whose steps are DDIM's, on the path of another one that adds no noise."""
+    return "euler" if solver in ("midpoint", "reuse") else solver
+
+
+def check_eta(has_noise: bool, eta: float) -> None:
     """Raise ValueError, in one sentence, if a path cannot be walked with that much noise.
 
     Args:
@@ -164,15 +169,11 @@ def check_eta(solver: str, has_noise: bool, eta: float) -> None:
             f"eta is {eta:g}, but the noise of this path belongs to eta 1; set eta to 1, or to 0 "
             "to leave its noise out"
         )
-    if eta and solver in ("midpoint", "reuse"):
-        raise ValueError(
-            f"eta is {eta:g}, but this path was made with solver {solver}, which adds no noise; "
-            "set eta to 0, or invert with solver euler"
-        )
 
 
 def solver_of(name: str, mixing: Mixing, eta: float = 0.0, noise: Noise | None = None) -> Solver:
-    """A solver for one walk, of `SOLVERS`."""
+    """A solver for one walk, of `SOLVERS`; with eta it is one that adds noise."""
+    name = by_ddim(name) if eta else name
     if name == "midpoint":
         return Midpoint()
     if name == "reuse":

@@ -66,6 +66,23 @@ def test_an_inversion_by_a_solver_costs_so_many_each_way(model, solver, there, b
     assert sampling(model, walked, cfg=1.0) == back
 
 
+@pytest.mark.parametrize("solver", ["midpoint", "reuse"])
+def test_flow_edit_and_fresh_noise_take_ddims_steps_on_any_path(model, solver):
+    inverted = path("DDIMInversion", model, steps=STEPS, solver=solver)
+    edits = results("FlowEdit", start=0.0, source_cfg=2.0)[0]
+    same = {"positive": SOURCE, "negative": NEGATIVE}
+    assert sampling(model, inverted, edits) == 4 * STEPS - 1
+    latent, _, edited, _ = results(
+        "Sampler", model=model, path=inverted, edits=edits, cfg=2.0, **same
+    )
+    torch.testing.assert_close(latent["samples"], inverted.clean, rtol=0, atol=1e-4)
+    assert edited.solver == "euler"
+    assert sampling(model, inverted, eta=1.0) == 2 * STEPS
+    noisy = results("Sampler", model=model, path=inverted, eta=1.0, **same)[2]
+    assert noisy.solver == "euler"
+    assert results("Sampler", model=model, path=inverted, **same)[2].solver == solver
+
+
 def test_an_inversion_straight_to_the_noise_asks_no_network(model):
     given = {"positive": SOURCE, "latent_image": tiny_models.picture("sd15", BATCH), "steps": STEPS}
     assert cost("DDIMInversion", model, gamma=1.0, **given) == 0
