@@ -130,7 +130,7 @@ otherwise.
 - evaluations: of the network for each edit. One is one latent under one condition.
 - FlowEdit: a straight path and the node's settings for this model: guidance {flow_cfg:g} for the
   target, {source_cfg:g} for the source, from {start:g} of the schedule on.
-- FlowAlign: the same path, guidance 7.5 with the source's prompt as negative, anchor 0.01.
+- FlowAlign: the same path, guidance 2 with the source's prompt as negative, anchor 0.01.
 - edit-friendly DDPM inversion: 100 steps, guidance 3.5 for the source and 15 for the target, from
   0.36 of the schedule on.
 - Uni-Edit: its own inversion, guidance 1, omega 5.

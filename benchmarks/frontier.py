@@ -95,7 +95,7 @@ CURVES = (
         "start",
         (0.0, 0.1, 0.2, 0.3, 0.4),
     ),
-    Curve("FlowAlign", flow_align, "omega", (2.5, 5.0, 7.5, 13.5, 20.0)),
+    Curve("FlowAlign", flow_align, "omega", (1.5, 2.0, 3.0, 5.0, 7.5)),
     Curve("edit-friendly DDPM", edit_friendly, "start", (0.12, 0.24, 0.36, 0.5)),
     Curve("Uni-Edit", uni_edit, "alpha", (0.4, 0.5, 0.6, 0.7, 0.8)),
     Curve("Pull to Source", pulled, "end", (0.1, 0.25, 0.4, 0.6)),

@@ -258,7 +258,7 @@ def flow_edit(
     return Edited(batch.sample(edits=edits, **{"cfg": flow_cfg(batch)} | (sampler or {})), masks)
 
 
-def flow_align(batch: Batch, omega: float = 7.5, anchor: float = 0.01, **edit: Any) -> Edited:
+def flow_align(batch: Batch, omega: float = 2.0, anchor: float = 0.01, **edit: Any) -> Edited:
     """FlowAlign (arXiv 2505.23145): the source's prompt is the negative, and each step is pulled
     to the source."""
     ways = {"cfg": omega, "negative": batch.source}
