@@ -63,7 +63,7 @@ class AttentionMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_AttentionMaps",
-            display_name="Attention Maps",
+            display_name="Where the Words Are (Attention Maps)",
             category=f"{CATEGORY}/attention",
             description="Shows for each word of a path's prompt where in the picture the model "
             "sees it, and gives the maps as masks.",

@@ -33,7 +33,7 @@ class Composite(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_Composite",
-            display_name="Composite Edit",
+            display_name="Put the Original Back (Composite Edit)",
             category=CATEGORY,
             description="Takes the edited image inside the mask and the original pixels outside. "
             "Without it, the VAE changes the whole picture a little.",

@@ -26,7 +26,7 @@ class Concept(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_Concept",
-            display_name="Concept (LEDITS++)",
+            display_name="Add or Remove (Concept, LEDITS++)",
             category=f"{CATEGORY}/edits",
             description="Adds what its prompt says to the picture, or removes it, and finds by "
             "itself where. One node for each concept; they need no prompt of the whole picture.",

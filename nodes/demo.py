@@ -15,7 +15,7 @@ class DemoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_DemoModel",
-            display_name="Diffusion Path Demo Model",
+            display_name="Model (Demo or Checkpoint)",
             category=f"{CATEGORY}/demo",
             description="Loads the small text-to-image model that ships with the pack: emoji on "
             "plain backgrounds, 128 x 128. Everything works on it without a download; swap it for "

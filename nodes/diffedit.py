@@ -40,7 +40,7 @@ class DiffEditMask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_DiffEditMask",
-            display_name="DiffEdit Mask",
+            display_name="Find Mask from Prompts (DiffEdit Mask)",
             category=f"{CATEGORY}/mask",
             description="Finds the part of an image that a change of prompt concerns, by comparing "
             "what the model predicts under both prompts. The mask fits every node that takes one.",
@@ -156,7 +156,7 @@ class MaskBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_MaskBlend",
-            display_name="Mask Blend",
+            display_name="Change Only in Mask (Mask Blend)",
             category=f"{CATEGORY}/edits",
             description="Puts the source back outside the mask after each step: DiffEdit's "
             "decoding. There the result is the source, exactly, if the window reaches the end.",

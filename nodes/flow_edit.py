@@ -27,7 +27,7 @@ class FlowEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_FlowEdit",
-            display_name="FlowEdit",
+            display_name="Edit by Difference (FlowEdit)",
             category=f"{CATEGORY}/edits",
             description="Follows the difference between the predictions for the new prompt and for "
             "the source prompt. What both prompts share stays. Use it on a Straight Path.",
@@ -125,7 +125,7 @@ class UniEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_UniEdit",
-            display_name="Uni-Edit",
+            display_name="Edit in Few Steps (Uni-Edit)",
             category=f"{CATEGORY}/edits",
             description="Follows the new prompt where its prediction differs from the source "
             "prompt's, and the source prompt elsewhere. Invert with solver uni; sample with cfg 1.",
@@ -165,7 +165,7 @@ class PullToSource(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_PullToSource",
-            display_name="Pull to Source",
+            display_name="Pull to Source (RF-Inversion)",
             category=f"{CATEGORY}/edits",
             description="RF-Inversion's controller: pulls the prediction toward the source image "
             "during a part of the path.",

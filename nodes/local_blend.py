@@ -36,7 +36,7 @@ class LocalBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_LocalBlend",
-            display_name="Local Blend",
+            display_name="Change Only at Words (Local Blend)",
             category=f"{CATEGORY}/attention",
             description="Keeps the source where the attention to the words that change is low: a "
             "mask that the prompts find by themselves, anew at each step.",

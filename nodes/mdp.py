@@ -73,7 +73,7 @@ class MDPEpsilon(MDPNode):
     """Mix the predicted noise."""
 
     EDIT = mdp.MDPEpsilon
-    NAME = "MDP Epsilon (predicted noise)"
+    NAME = "Keep Layout (MDP Epsilon)"
     DESCRIPTION_TEXT = (
         "Mixes the source's predicted noise, read off its path, into each step of the window. "
         "The authors' best: it keeps the layout and changes objects, at no further cost."
@@ -85,7 +85,7 @@ class MDPCondition(MDPNode):
     """Mix the text conditions."""
 
     EDIT = mdp.MDPCondition
-    NAME = "MDP Condition (prompt)"
+    NAME = "Mix Prompts (MDP Condition)"
     DESCRIPTION_TEXT = (
         "Mixes the source prompt's embedding into the new prompt's for the steps of the window. "
         "The softest of the four: good for attributes and moods. Where a model cannot mix prompts "
@@ -98,7 +98,7 @@ class MDPLatent(MDPNode):
     """Mix the latents."""
 
     EDIT = mdp.MDPLatent
-    NAME = "MDP Latent (intermediate image)"
+    NAME = "Hold Source (MDP Latent)"
     DESCRIPTION_TEXT = (
         "Mixes the source's latent into the edited one after each step of the window. Holds the "
         "source tightly: small weights (0.05 to 0.3) over a long window already keep the layout."
@@ -110,7 +110,7 @@ class MDPGuidance(MDPNode):
     """Mix the guidance of the two prompts."""
 
     EDIT = mdp.MDPGuidance
-    NAME = "MDP Guidance (both prompts)"
+    NAME = "Follow Both Prompts (MDP Guidance)"
     DESCRIPTION_TEXT = (
         "Predicts under both prompts on the edited latent and mixes the two, at one more network "
         "evaluation for each step of the window. Drifts from the source more than MDP Epsilon does."

@@ -65,7 +65,7 @@ class NullTextInversion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_NullTextInversion",
-            display_name="Null-Text Inversion",
+            display_name="Exact Inversion (Null-Text)",
             category=f"{CATEGORY}/path",
             description="Finds, for each step of an inverted path, the negative embedding with "
             "which guidance leads back to the image. The sampler then uses them by itself.",
@@ -237,7 +237,7 @@ class NegativePromptInversion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_NegativePromptInversion",
-            display_name="Negative-Prompt Inversion",
+            display_name="Quick Exact Inversion (Negative-Prompt)",
             category=f"{CATEGORY}/path",
             description="Makes the source prompt the negative of an inverted path, so that "
             "guidance pulls only where the new prompt differs. Costs nothing; null-text inversion "

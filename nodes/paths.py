@@ -45,7 +45,7 @@ class DDIMInversion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_DDIMInversion",
-            display_name="DDIM Inversion",
+            display_name="Invert Picture (DDIM Inversion)",
             category=f"{CATEGORY}/path",
             description="Finds the diffusion path that leads from noise to a real image, so that "
             "the image can be edited by walking the path again under another prompt.",
@@ -231,7 +231,7 @@ class RecordPath(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_RecordPath",
-            display_name="Record Path",
+            display_name="Generate and Record (Record Path)",
             category=f"{CATEGORY}/path",
             description="Samples an image from noise, as KSampler with euler does, and keeps the "
             "path it took, so that a generated image can be edited like an inverted one.",

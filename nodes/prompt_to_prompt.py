@@ -33,7 +33,7 @@ class PromptToPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_PromptToPrompt",
-            display_name="Prompt-to-Prompt",
+            display_name="Exchange Words (Prompt-to-Prompt)",
             category=f"{CATEGORY}/attention",
             description="Gives the new prompt's words the attention that the source's words have, "
             "for a part of the path: what is where stays, and what it is follows the new prompt.",
@@ -153,7 +153,7 @@ class Reweight(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_Reweight",
-            display_name="Reweight (words)",
+            display_name="More or Less of a Word (Reweight)",
             category=f"{CATEGORY}/attention",
             description="Multiplies the attention to words of the new prompt: more of a word, or "
             "less, in the places where it is. Behind Prompt-to-Prompt the rest stays as it was.",

@@ -64,7 +64,7 @@ class PromptPair(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_PromptPair",
-            display_name="Prompt Pair (source and edit)",
+            display_name="Two Prompts (Prompt Pair)",
             category=f"{CATEGORY}/attention",
             description="Encodes the source's prompt and the edit's, and finds which words of the "
             "one belong to which of the other, for the edits that work on the attention. Shows "

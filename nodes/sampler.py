@@ -158,7 +158,7 @@ class Sampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_Sampler",
-            display_name="Diffusion Path Sampler",
+            display_name="Edit Picture (Diffusion Path Sampler)",
             category=CATEGORY,
             description="Walks a path again under another prompt, applying a chain of edits at "
             "every step. Without edits it samples the new prompt from the source's own noise.",

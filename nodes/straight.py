@@ -75,7 +75,7 @@ class StraightPath(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_StraightPath",
-            display_name="Straight Path",
+            display_name="Path without Inversion (Straight Path)",
             category=f"{CATEGORY}/path",
             description="Makes a path without inversion: adds noise to the image at every level, "
             "without a model call. Use it with FlowEdit to edit an image on any model.",
@@ -160,7 +160,7 @@ class DDPMInversion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffusionPath_DDPMInversion",
-            display_name="DDPM Inversion",
+            display_name="Invert with Noise (DDPM Inversion)",
             category=f"{CATEGORY}/path",
             description="Edit-friendly DDPM inversion: finds the noise that DDPM sampling must add "
             "at each step to make the image. Set the sampler's eta to 1 and start to about 0.36.",
