@@ -84,6 +84,31 @@ def test_a_node_has_a_help_page(name: str):
     assert page.read_text(encoding="utf-8").startswith("# ")
 
 
+@each_node
+def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path, name: str):
+    page = (ROOT / "web" / "docs" / f"DiffusionPath_{name}.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## Inputs\n")
+    told = {}
+    for row in re.finditer(
+        r"^- (\*\*.+?)(?: \((.*?)\))?: ", section.split("\n## ")[0], re.MULTILINE
+    ):
+        ids = re.findall(r"`(\w+)`", row[1]) or re.findall(r"\*\*(\w+)\*\*", row[1])
+        told |= {input_id: (row[2] or "", index) for index, input_id in enumerate(ids)}
+    inputs = {one.id: one for one in node(name).GET_SCHEMA().inputs}
+    assert set(told) == set(inputs)
+    for input_id, one in inputs.items():
+        text, index = told[input_id]
+        default = getattr(one, "default", None)
+        if isinstance(default, int | float):
+            value, _, limits = text.split(";")[0].partition(", ")
+            values = value.split(" and ")
+            assert float(values[min(index, len(values) - 1)]) == default, input_id
+            if limits and not limits.startswith("or "):
+                assert [float(limit) for limit in limits.split(" to ")] == [one.min, one.max]
+        elif isinstance(default, str) and text:
+            assert text.split(";")[0] in (default, "empty", "optional"), input_id
+
+
 @pytest.mark.parametrize(
     ("name", "defaults"),
     [
@@ -179,9 +204,15 @@ def test_defaults_are_those_of_the_documentation(comfy: Path, name: str, default
 
 def test_the_help_page_of_flow_edit_has_the_settings_of_every_family():
     page = (ROOT / "web" / "docs" / "DiffusionPath_FlowEdit.md").read_text(encoding="utf-8")
-    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| ")]
-    told = {re.sub(r" \(also .*\)", "", row[0]): row[1:6] for row in rows if len(row) == 7}
-    told.pop("`settings`")
+    told = {
+        row[1]: [*row.groups()[1:]]
+        for row in re.finditer(
+            r"^- \*\*(.+?)\*\*(?: \(also .*?\))?: (\d+) steps, \*(\w+)\*, `start` ([\d.]+), "
+            r"`source_cfg` ([\d.]+), sampler's `cfg` ([\d.]+)\. ",
+            page,
+            re.MULTILINE,
+        )
+    }
     assert told == {
         name: [str(steps), spacing, *(f"{value:g}" for value in values)]
         for name, (steps, spacing, *values) in FAMILIES.items()
