@@ -33,7 +33,7 @@ def drop_and_run(server: Server, workflow: Path, screenshot: Path) -> dict:
 
 def test_a_dropped_example_shows_its_edited_picture_and_no_error(server: Server):
     OUTPUT.mkdir(exist_ok=True)
-    shown = drop_and_run(server, EXAMPLES / "mdp_epsilon.json", OUTPUT / "browser.png")
+    shown = drop_and_run(server, EXAMPLES / "17_keep_the_layout-MDP_Epsilon.json", OUTPUT / "browser.png")
     assert shown["errors"] == []
     assert shown["pictures"]
     for address in (address for pictures in shown["pictures"].values() for address in pictures):
@@ -49,7 +49,7 @@ def test_the_front_end_exports_every_example_as_its_twin(server: Server):
 
 
 def test_an_error_in_a_workflow_is_seen_by_the_test_itself(server: Server, tmp_path: Path):
-    workflow = json.loads((EXAMPLES / "mdp_epsilon.json").read_text())
+    workflow = json.loads((EXAMPLES / "17_keep_the_layout-MDP_Epsilon.json").read_text())
     (load,) = (node for node in workflow["nodes"] if node["type"] == EXAMPLE_PICTURE)
     load["widgets_values"][0] = "no such picture"
     (tmp_path / "broken.json").write_text(json.dumps(workflow))
