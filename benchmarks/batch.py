@@ -91,7 +91,7 @@ class Demo:
 
     @classmethod
     def load(cls, kind: str = "unet") -> Demo:
-        model, clip, vae = node("DemoModel", kind=kind)
+        model, clip, vae, _ = node("DemoModel", kind=kind)
         return cls(kind, model, clip, vae, Counter(model.model.diffusion_model))
 
     @property
@@ -187,7 +187,7 @@ class Batch:
     def walk(self, path: DiffusionPath, **inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
         """The LATENT that our sampler makes of a path, and the mask."""
         ways = {"positive": self.target, "negative": self.empty} | inputs
-        latent, _, _, mask = node("Sampler", model=self.demo.model, path=path, **ways)
+        latent, _, _, mask, _ = node("Sampler", model=self.demo.model, path=path, **ways)
         return latent, mask
 
     def mask(self, **inputs: Any) -> Tensor:

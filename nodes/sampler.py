@@ -198,6 +198,9 @@ class Sampler(io.ComfyNode):
                     "has found, or that of Mask Blend; white everywhere without them. For a video, "
                     "one mask for each frame.",
                 ),
+                io.String.Output(
+                    display_name="report", tooltip="The text that the node shows after a run."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -225,10 +228,12 @@ class Sampler(io.ComfyNode):
             solver=by_ddim(guider.path.solver) if eta else guider.path.solver,
             residuals=None if residuals is None or not eta else residuals[first:],
         )
+        told = report(path, edited, guider, eta)
         return io.NodeOutput(
             on_wire(edited.clean),
             on_wire(path.clean),
             edited,
             mask_of(model, guider.outcome.mask, edited),
-            ui=tell(cls, report(path, edited, guider, eta)),
+            told,
+            ui=tell(cls, told),
         )

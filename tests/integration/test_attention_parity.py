@@ -209,7 +209,7 @@ def both(
         "PromptPair", clip=clip, source_prompt=HORSE, target_prompt=target
     )
     empty, _, _ = results("PromptPair", clip=clip, source_prompt="", target_prompt="")
-    _, _, edited, _ = results(
+    _, _, edited, *_ = results(
         "Sampler",
         model=model,
         path=side.path,

@@ -110,7 +110,7 @@ def test_a_partial_inversion_is_the_clean_part_of_a_whole_one(case: Case, path: 
 
 def test_sampling_is_ddim_scheduler_at_every_step(case: Case, path: Any):
     prompts = {"positive": [[case.target, {}]], "negative": [[case.empty, {}]]}
-    _, _, edited, _ = results("Sampler", model=case.model, path=path, cfg=CFG, **prompts)
+    edited = results("Sampler", model=case.model, path=path, cfg=CFG, **prompts)[2]
     scheduler = DDIMScheduler(**SCHEDULE)
     scheduler.set_timesteps(STEPS)
     x = ours(case, path)[0]

@@ -52,7 +52,7 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(comfy: Path) -> Demo:
-    model, clip, vae = results("DemoModel")
+    model, clip, vae, _ = results("DemoModel")
     source, negative, _ = results("PromptPair", clip=clip, source_prompt=APPLE, target_prompt="")
     demo = Demo(model, clip, vae, source, negative, None)
     return demo._replace(path=demo.record(2))
@@ -142,7 +142,7 @@ def test_outside_its_mask_local_blend_leaves_the_source_exactly(demo: Demo):
     target, pair = demo.pair(PEAR)[1:]
     prompts = {"positive": target, "negative": demo.negative, "cfg": CFG}
     edits = chain(pair, BLEND)
-    latent, _, _, mask = results(
+    latent, _, _, mask, _ = results(
         "Sampler", model=demo.model, path=demo.path, edits=edits, **prompts
     )
     assert set(mask.unique().tolist()) == {0.0, 1.0}

@@ -188,7 +188,9 @@ def test_a_chain_extended_twice_does_not_interfere(sample):
 
 def test_the_edited_path_can_be_edited_further(model, path, sample, plain):
     prompts = {"positive": TARGET, "negative": NEGATIVE}
-    _, source, edited_path, mask = results("Sampler", model=model, path=path, cfg=CFG, **prompts)
+    output = call("Sampler", model=model, path=path, cfg=CFG, **prompts)
+    _, source, edited_path, mask, report = output.args
+    assert report == text(output)
     assert torch.equal(source["samples"], path.clean)
     assert torch.equal(mask, torch.ones_like(mask))  # nothing held a place back
     assert torch.equal(edited_path.clean, plain)

@@ -212,7 +212,7 @@ def test_masks_that_may_mean_two_things_are_refused(model):
 def test_the_samplers_mask_is_one_for_each_frame(model, path):
     given = masks(LENGTH, 0, 5)
     inputs = {"model": model, "path": path, "positive": TARGET, "negative": NEGATIVE, "cfg": CFG}
-    latent, _, _, mask = results("Sampler", **inputs, edits=flow_edit(given))
+    latent, _, _, mask, _ = results("Sampler", **inputs, edits=flow_edit(given))
     assert torch.equal(mask, masks(LENGTH, 0, 5, 6, 7, 8))  # the others of the latent's frame too
     assert torch.equal(sample(model, path, mask), latent["samples"])
     assert torch.equal(results("Sampler", **inputs)[3], torch.ones(LENGTH, HEIGHT, WIDTH))
