@@ -116,7 +116,8 @@ def title_of(info: dict[str, Any]) -> str:
 def inputs_of(node: dict[str, Any], info: dict[str, Any], graph: Graph) -> dict[str, Any]:
     """A node's inputs: the values of its widgets, then its links, which win."""
     values = iter(node.get("widgets_values") or [])
-    inputs = {name: next(values) for name in widgets_of(info, values)}
+    # A workflow saved before an input was added has no value for it.
+    inputs = {name: next(values, default) for name, default in widgets_of(info, values)}
     if left := list(values):
         raise ValueError(f"node {node['id']} ({node['type']}) has values without a widget: {left}")
     for slot in node.get("inputs", []):
@@ -125,17 +126,17 @@ def inputs_of(node: dict[str, Any], info: dict[str, Any], graph: Graph) -> dict[
     return inputs
 
 
-def widgets_of(info: dict[str, Any], values: Iterator[Any]) -> Iterator[str]:
-    """The names of a node's widgets in their order, skipping values that belong to buttons."""
+def widgets_of(info: dict[str, Any], values: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """A node's widgets in their order, by name and default; skips values that belong to buttons."""
     for kind in ("required", "optional"):
         for name, (datatype, *options) in info["input"].get(kind, {}).items():
             settings = options[0] if options else {}
             if settings.get("forceInput") or not is_widget(datatype):
                 continue
-            yield name
+            yield name, settings.get("default")
             has_button = datatype == "INT" and name in ("seed", "noise_seed")
             if has_button or settings.get("control_after_generate") or "image_upload" in settings:
-                next(values)
+                next(values, None)
 
 
 def is_widget(datatype: str | list[Any]) -> bool:

@@ -100,7 +100,7 @@ def case(comfy: Path) -> Case:
     pipeline.prepare_latents = lambda *_: start
     pipeline.init_latents = torch.empty(1, 4, 64, 64)
 
-    model, clip, _ = results("DemoModel")
+    model, clip, *_ = results("DemoModel")
     (empty,) = results("PromptPair", clip=clip, source_prompt="", target_prompt="")[:1]
 
     def find(denoiser: Any, conditions: dict, progress: Any) -> Tensor:

@@ -47,7 +47,7 @@ class Demo(NamedTuple):
 
 
 def demo_of(**kind: Any) -> Demo:
-    model, clip, _ = results("DemoModel", **kind)
+    model, clip, *_ = results("DemoModel", **kind)
     pair = {"clip": clip, "source_prompt": APPLE, "target_prompt": ""}
     if kind:
         source, empty = (

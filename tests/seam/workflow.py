@@ -174,7 +174,7 @@ ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
 @cache
 def demo() -> Setting:
     """The demo model with a random picture: a UNet whose prompts are real."""
-    model, clip, vae = results("DemoModel")
+    model, clip, vae, _ = results("DemoModel")
     words = {"clip": clip, "source_prompt": SOURCE, "target_prompt": TARGET}
     source, target, pair = results("PromptPair", **words)
     negative = results("PromptPair", **(words | {"source_prompt": "", "target_prompt": ""}))[0]
