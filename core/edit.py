@@ -116,10 +116,12 @@ class Edit:
 
     Attributes:
         hint: which knob to turn when the edit has changed almost nothing.
+        keeps: which knob to turn when little of the source is left.
         by_ddim: whether it computes with DDIM's steps, which then are taken on any path.
     """
 
     hint: ClassVar[str] = ""
+    keeps: ClassVar[str] = ""
     by_ddim: ClassVar[bool] = False
 
     @property

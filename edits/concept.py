@@ -42,6 +42,7 @@ class Concept(Edit):
     """
 
     hint: ClassVar[str] = "raise the scale of Concept, or lower its threshold"
+    keeps: ClassVar[str] = "raise threshold of Concept"
 
     conditioning: Conditioning
     scale: float = 5.0

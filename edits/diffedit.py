@@ -106,6 +106,7 @@ class MaskBlend(Edit):
     """
 
     hint: ClassVar[str] = "make the mask larger, or lower start of the sampler"
+    keeps: ClassVar[str] = "make the mask smaller"
 
     mask: Tensor
     start: float = 0.0

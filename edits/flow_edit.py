@@ -76,6 +76,7 @@ class FlowEdit(Edit):
     """
 
     hint: ClassVar[str] = "lower start of FlowEdit, or raise cfg"
+    keeps: ClassVar[str] = "raise start of FlowEdit"
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT
     by_ddim: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class MDP(Edit):
     """
 
     hint: ClassVar[str] = "lower the weight or the end of the MDP edit"
+    keeps: ClassVar[str] = "raise weight or end of the MDP edit"
 
     weight: float = 1.0
     curve: Curve = "constant"

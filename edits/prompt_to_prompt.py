@@ -37,7 +37,8 @@ class PromptToPrompt(Edit):
         plans: what is injected, by the windows that are open, on the device once it is.
     """
 
-    hint: ClassVar[str] = "lower cross_replace or self_replace of Prompt-to-Prompt"
+    hint: ClassVar[str] = 'lower "keep layout until" or "keep shapes until" of Prompt-to-Prompt'
+    keeps: ClassVar[str] = 'raise "keep shapes until" of Prompt-to-Prompt'
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT | Need.ATTENTION
 
     pair: PromptPair
@@ -115,6 +116,7 @@ class Reweight(Edit):
     """
 
     hint: ClassVar[str] = "move the factors of Reweight further away from 1"
+    keeps: ClassVar[str] = "move the factors of Reweight nearer to 1"
     needs: ClassVar[Need] = Need.ATTENTION
 
     prompt: Prompt

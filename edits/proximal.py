@@ -34,6 +34,7 @@ class Proximal(Edit):
     """
 
     hint: ClassVar[str] = "lower quantile of Negative-Prompt Inversion"
+    keeps: ClassVar[str] = "raise quantile of Negative-Prompt Inversion"
 
     norm: Norm = "l0"
     quantile: float = 0.7

@@ -24,6 +24,7 @@ class PullToSource(Edit):
     """
 
     hint: ClassVar[str] = "lower eta or end of Pull to Source"
+    keeps: ClassVar[str] = "raise end of Pull to Source"
 
     eta: float = 0.9
     start: float = 0.0

@@ -33,6 +33,7 @@ class UniEdit(Edit):
     """
 
     hint: ClassVar[str] = "raise alpha or omega of Uni-Edit"
+    keeps: ClassVar[str] = "lower alpha of Uni-Edit"
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT
 
     alpha: float = 0.6

@@ -35,8 +35,8 @@ class Composite(io.ComfyNode):
             node_id="DiffusionPath_Composite",
             display_name="Put the Original Back (Composite Edit)",
             category=CATEGORY,
-            description="Takes the edited image inside the mask and the original pixels outside. "
-            "Without it, the VAE changes the whole picture a little.",
+            description="Puts the original pixels back outside the mask. Without it, the VAE "
+            "changes the whole picture a little.",
             search_aliases=["paste back", "keep background", "image composite masked", "stitch"],
             inputs=[
                 io.Image.Input("original", tooltip="The photo that you connected to VAE Encode."),
@@ -57,6 +57,7 @@ class Composite(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The composite."),
                 io.Mask.Output(display_name="mask", tooltip="The mask with its soft edge."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    known_before,
     names_itself,
     tell,
 )
@@ -28,8 +29,9 @@ class Concept(io.ComfyNode):
             node_id="DiffusionPath_Concept",
             display_name="Add or Remove (Concept, LEDITS++)",
             category=f"{CATEGORY}/edits",
-            description="Adds what its prompt says to the picture, or removes it, and finds by "
-            "itself where. One node for each concept; they need no prompt of the whole picture.",
+            description="Adds something to the picture, or removes it, and finds the place by "
+            "itself. Use one node per concept. It needs no prompt for the whole "
+            "picture.",
             search_aliases=["LEDITS++", "LEDITS", "SEGA", "semantic guidance", "add", "remove"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of the model that you will edit with."),
@@ -46,33 +48,37 @@ class Concept(io.ComfyNode):
                     max=50.0,
                     step=0.1,
                     tooltip="How strongly the concept is added. A negative value removes it.",
+                    display_name="strength (scale)",
                 ),
                 fraction_input(
                     "threshold",
                     0.9,
-                    "How much of the picture the mask leaves out: about 0.95 for a detail, 0.75 "
-                    "for something large, 0 for the whole picture.",
+                    "Fraction of the picture that stays outside the mask: about 0.95 for a "
+                    "detail, 0.75 for something large, 0 for the whole picture.",
                 ),
                 fraction_input(
                     "warm_up",
                     0.0,
-                    "Where the concept begins to act; 0 is the noisy end of the model's schedule. "
-                    "Later keeps more of the layout.",
+                    "Where the concept begins to act: 0 = full noise, 1 = clean picture. Later "
+                    "keeps more of the layout.",
+                    label="start (warm-up)",
                 ),
                 fraction_input(
                     "end",
                     1.0,
-                    "Where the concept stops acting; 1 is the clean end.",
+                    "Where the concept stops acting: 0 = full noise, 1 = clean picture.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "mask",
                     options=list(MASKS),
                     default="auto",
-                    tooltip="What limits the concept to a place. attention: where the model looks "
-                    "for its words. guidance: where it changes the prediction most. auto: both, or "
-                    "guidance alone on models without cross-attention. none: no limit.",
+                    tooltip="Where the concept may act. attention: where the model sees its "
+                    "words. guidance: where it changes the prediction most. auto: both, "
+                    "or guidance alone on models without cross-attention. none: "
+                    "everywhere.",
                     advanced=True,
+                    display_name="limit to",
                 ),
                 edits_input(),
             ],
@@ -81,11 +87,17 @@ class Concept(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
-    def execute(cls, clip, prompt, scale, threshold, warm_up, end, mask, edits=()) -> io.NodeOutput:
+    @known_before
+    def validate_inputs(cls, prompt, scale, warm_up, end) -> None:
         check_window(warm_up, end, ("warm_up", "end"))
         if not prompt.strip():
             raise ValueError("prompt is empty; write what to add to the picture, or to remove")
+        if scale == 0:
+            raise ValueError("scale is 0, which changes nothing; use 5 to add, or -5 to remove")
+
+    @classmethod
+    @names_itself
+    def execute(cls, clip, prompt, scale, threshold, warm_up, end, mask, edits=()) -> io.NodeOutput:
         try:
             conditioning, words = encode(clip, prompt)
         except ValueError as error:

@@ -21,6 +21,7 @@ from .support import (
     edits_output,
     first_step,
     fraction_input,
+    known_before,
     masks_of,
     names_itself,
     path_sigmas,
@@ -42,57 +43,62 @@ class DiffEditMask(io.ComfyNode):
             node_id="DiffusionPath_DiffEditMask",
             display_name="Find Mask from Prompts (DiffEdit Mask)",
             category=f"{CATEGORY}/mask",
-            description="Finds the part of an image that a change of prompt concerns, by comparing "
-            "what the model predicts under both prompts. The mask fits every node that takes one.",
+            description="Finds the part of a picture that a change of prompt affects, by "
+            "comparing the model's predictions for both prompts. The mask fits every "
+            "node that takes one.",
             search_aliases=["DiffEdit", "FastDiffEdit", "automatic mask", "text mask", "segment"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to compare predictions with."),
+                io.Model.Input("model", tooltip="The model whose predictions are compared."),
                 io.Conditioning.Input(
                     "source",
-                    tooltip="A prompt that describes the image as it is. Best if only the words "
-                    "that change differ from target; an empty one will do.",
+                    tooltip="A prompt that describes the picture as it is. Best if it differs "
+                    "from target only in the words that change. It may be empty.",
                 ),
                 io.Conditioning.Input("target", tooltip="A prompt that describes the result."),
-                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Latent.Input("latent_image", tooltip="The picture, through VAE Encode."),
                 fraction_input(
                     "strength",
                     0.5,
-                    "How much noise to compare at. Less looks at details, more at layout.",
+                    "Noise level at which the two prompts are compared. Low = details, high = "
+                    "layout.",
+                    label="noise level (strength)",
                 ),
                 io.Int.Input(
                     "maps",
                     default=10,
                     min=1,
                     max=200,
-                    tooltip="Noise draws to average over; two network evaluations each. More give "
-                    "a calmer mask. FastDiffEdit uses 20.",
+                    tooltip="Number of noise samples to average. More gives a smoother mask. "
+                    "Each costs two model calls. FastDiffEdit uses 20.",
+                    display_name="noise samples (maps)",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(diffedit.METHODS),
                     default="noise",
-                    tooltip="noise: DiffEdit, threshold against the mean difference. x0: "
-                    "FastDiffEdit, threshold against its spread. denoise: sample fully under both "
-                    "prompts and compare: slow, the most exact.",
+                    tooltip="noise: DiffEdit, compared with the mean difference. x0: "
+                    "FastDiffEdit, compared with the spread. denoise: samples fully "
+                    "under both prompts; slow and the most accurate.",
                 ),
                 fraction_input(
                     "threshold",
                     0.5,
-                    "Lower makes the mask larger. 0.5 is the published one of each method.",
+                    "Lower = larger mask. 0.5 is the published value of each method.",
                 ),
                 io.Int.Input(
                     "blur",
                     default=0,
                     min=0,
                     max=32,
-                    tooltip="Soften the mask's edge by this many latent pixels (8 image "
-                    "pixels each for Stable Diffusion). FastDiffEdit uses 1.",
+                    tooltip="Blurs the mask's edge by this many latent pixels (8 picture pixels "
+                    "each in Stable Diffusion). FastDiffEdit uses 1.",
                 ),
-                seed_input("The noise draws; the same seed gives the same mask."),
+                seed_input("Seed of the noise samples. The same seed gives the same mask."),
             ],
             outputs=[
                 io.Mask.Output(
-                    display_name="mask", tooltip="1 where the edit belongs, in the image's size."
+                    display_name="mask",
+                    tooltip="White where the edit belongs, in the picture's size.",
                 ),
                 io.Image.Output(
                     display_name="heatmap",
@@ -101,6 +107,12 @@ class DiffEditMask(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, strength) -> None:
+        if strength == 0:
+            raise ValueError("strength is 0, which is no noise to compare at; raise strength")
 
     @classmethod
     @names_itself
@@ -116,7 +128,8 @@ class DiffEditMask(io.ComfyNode):
         check_conditioning(model, source, "source")
         check_conditioning(model, target, "target")
         levels = path_sigmas(model, REFERENCE_STEPS, "leading")
-        levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
+        first = first_step(model, levels, 1 - strength, f"strength {strength}", "raise strength")
+        levels = levels[first:]
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randn(samples.shape, generator=generator) for _ in range(maps)]
 
@@ -158,30 +171,37 @@ class MaskBlend(io.ComfyNode):
             node_id="DiffusionPath_MaskBlend",
             display_name="Change Only in Mask (Mask Blend)",
             category=f"{CATEGORY}/edits",
-            description="Puts the source back outside the mask after each step: DiffEdit's "
-            "decoding. There the result is the source, exactly, if the window reaches the end.",
+            description="Changes the picture only inside a mask: after each step the source is "
+            "put back outside it (DiffEdit). If end is 1, the result outside the "
+            "mask equals the source.",
             search_aliases=["DiffEdit", "keep background", "inpaint", "blended diffusion"],
             inputs=[
                 io.Mask.Input(
                     "mask",
-                    tooltip="White is edited, black keeps the source. Of the image's proportions; "
-                    "one for all images or one each; for a video, one for all frames or one each.",
+                    tooltip="White = edited, black = source. Same proportions as the picture. "
+                    "One mask for all pictures, or one each; for a video, one for all "
+                    "frames, or one each.",
                 ),
                 *window_inputs(
                     0.0,
                     1.0,
-                    "Where blending begins; 0 is the noisy end of the path.",
+                    "Where blending begins: 0 = full noise, 1 = clean picture.",
                     "Where blending ends. Earlier lets the seam heal in the last steps.",
                     advanced=True,
                 ),
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, start, end) -> None:
+        check_window(start, end)
 
     @classmethod
     @names_itself
     def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
-        check_window(start, end)
         edit = diffedit.MaskBlend(mask=masks_of(mask), start=start, end=end)
         return io.NodeOutput((*edits, edit))

@@ -45,6 +45,7 @@ class ExamplePicture(io.ComfyNode):
                     tooltip="The mask that is painted into masked football; black for the others.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

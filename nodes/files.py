@@ -16,7 +16,13 @@ from ..core.diffusion import Mixing
 from ..core.path import DiffusionPath
 from ..edits.flow_edit import is_independent
 from ..inversion.path_file import load_path, save_path, shown
-from .support import CATEGORY, Path, names_itself, tell
+from .support import (
+    CATEGORY,
+    Path,
+    known_before,
+    names_itself,
+    tell,
+)
 
 SUFFIX = ".safetensors"
 OUTPUT = " [output]"
@@ -119,13 +125,14 @@ class SavePath(io.ComfyNode):
             node_id="DiffusionPath_SavePath",
             display_name="Save Path",
             category=f"{CATEGORY}/path",
-            description="Saves a path as a safetensors file in ComfyUI's output folder: invert "
-            "once, edit on another day.",
+            description="Saves a path as a safetensors file in ComfyUI's output folder. Invert "
+            "once and edit later.",
             search_aliases=["save inversion", "store trajectory", "export path"],
             inputs=[
                 Path.Input("path", tooltip="The path to save."),
                 io.String.Input(
                     "filename_prefix",
+                    display_name="file name",
                     default=f"{SAVED}/path",
                     tooltip="Folder and name within ComfyUI's output folder; a number is added. "
                     f"Load Path lists what lies in {SAVED}. %year%, %month%, %day%, %hour%, "
@@ -138,14 +145,9 @@ class SavePath(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix=None) -> bool | str:
-        if filename_prefix is None:  # it comes from another node
-            return True
-        try:
-            checked_prefix(filename_prefix)
-        except ValueError as error:
-            return f"Save Path: {error}."
-        return True
+    @known_before
+    def validate_inputs(cls, filename_prefix) -> None:
+        checked_prefix(filename_prefix)
 
     @classmethod
     @names_itself
@@ -184,6 +186,7 @@ class LoadPath(io.ComfyNode):
                 ),
             ],
             outputs=[Path.Output(display_name="path", tooltip="The path, as it was saved.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -230,19 +233,20 @@ class PathPreview(io.ComfyNode):
             node_id="DiffusionPath_PathPreview",
             display_name="Path Preview",
             category=f"{CATEGORY}/path",
-            description="Shows the clean image that a path was heading for at evenly spaced steps; "
-            "the last frame is the image itself. Of a path with new noise at every level, shows "
-            "the noisy image itself. Needs no model call.",
+            description="Shows how a picture forms along its path: the clean picture that the "
+            "model predicts at evenly spaced steps. The last frame is the picture "
+            "itself. On a Straight Path with fresh noise it shows the noisy picture. "
+            "Needs no model call.",
             search_aliases=["show trajectory", "denoising steps", "path frames"],
             inputs=[
-                Path.Input("path", tooltip="The path to look at."),
+                Path.Input("path", tooltip="The path to show."),
                 io.Vae.Input("vae", tooltip="The VAE of the model that made the path."),
                 io.Int.Input(
                     "frames",
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="How many frames; no more than the path has steps.",
+                    tooltip="How many frames; at most one more than the path has steps.",
                 ),
             ],
             outputs=[

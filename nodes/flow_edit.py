@@ -11,6 +11,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    known_before,
     names_itself,
     settings_input,
     window_inputs,
@@ -29,8 +30,9 @@ class FlowEdit(io.ComfyNode):
             node_id="DiffusionPath_FlowEdit",
             display_name="Edit by Difference (FlowEdit)",
             category=f"{CATEGORY}/edits",
-            description="Follows the difference between the predictions for the new prompt and for "
-            "the source prompt. What both prompts share stays. Use it on a Straight Path.",
+            description="Adds the difference between the predictions for the new prompt and for "
+            "the source prompt. What both prompts share stays. The edit to start "
+            "with, on a Straight Path, with any model.",
             search_aliases=["flow edit", "FlowAlign", "FlowSlider", "inversion free", "edit image"],
             inputs=[
                 io.Float.Input(
@@ -42,6 +44,7 @@ class FlowEdit(io.ComfyNode):
                     tooltip="CFG of the source prompt. -1 = use the value in settings. The "
                     "sampler's cfg is for the new prompt.",
                     advanced=True,
+                    display_name="cfg of source prompt",
                 ),
                 io.Float.Input(
                     "strength",
@@ -62,6 +65,7 @@ class FlowEdit(io.ComfyNode):
                     tooltip="FlowAlign: pulls every step back to the source by this fraction. The "
                     "paper uses 0.01, with the source prompt as the sampler's negative.",
                     advanced=True,
+                    display_name="pull to source (anchor)",
                 ),
                 io.Float.Input(
                     "start",
@@ -69,8 +73,9 @@ class FlowEdit(io.ComfyNode):
                     min=AUTO,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the edit begins; 0 is the noisy end of the path. Higher keeps "
-                    "more of the source and is faster. -1 = use the value in settings.",
+                    tooltip="Where the edit begins: 0 = full noise, 1 = clean picture. Higher "
+                    "keeps more of the source and is faster. -1 = use the value in "
+                    "settings.",
                 ),
                 fraction_input(
                     "end",
@@ -87,6 +92,7 @@ class FlowEdit(io.ComfyNode):
                     tooltip="Number of noise samples to average at every step. More is smoother "
                     "and multiplies the model calls.",
                     advanced=True,
+                    display_name="noise samples (average)",
                 ),
                 settings_input(
                     flow_edit.FAMILIES,
@@ -95,17 +101,22 @@ class FlowEdit(io.ComfyNode):
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, source_cfg, start, end) -> None:
+        check_window(start, end)
+        for name, value in (("source_cfg", source_cfg), ("start", start)):
+            if AUTO < value < 0:
+                raise ValueError(f"{name} is {value}; use 0 or more, or -1 for that of settings")
 
     @classmethod
     @names_itself
     def execute(
         cls, source_cfg, strength, anchor, start, end, average, settings="auto", edits=()
     ) -> io.NodeOutput:
-        check_window(start, end)
-        for name, value in (("source_cfg", source_cfg), ("start", start)):
-            if AUTO < value < 0:
-                raise ValueError(f"{name} is {value}; use 0 or more, or -1 for that of settings")
         edit = flow_edit.FlowEdit(
             source_cfg=None if source_cfg == AUTO else source_cfg,
             strength=strength,
@@ -127,15 +138,16 @@ class UniEdit(io.ComfyNode):
             node_id="DiffusionPath_UniEdit",
             display_name="Edit in Few Steps (Uni-Edit)",
             category=f"{CATEGORY}/edits",
-            description="Follows the new prompt where its prediction differs from the source "
-            "prompt's, and the source prompt elsewhere. Invert with solver uni; sample with cfg 1.",
+            description="Adds the difference between the predictions for the two prompts, most "
+            "where they differ most. Invert with solver uni and sample with cfg 1.",
             search_aliases=["UniEdit-Flow", "uni edit", "Uni-Inv", "flow edit", "edit image"],
             inputs=[
                 fraction_input(
                     "alpha",
                     0.6,
-                    "Fraction of the path to edit, counted from its clean end. 0.6 keeps more of "
-                    "the source, 0.8 edits more.",
+                    "Fraction of the schedule to edit, counted from its clean end. 0.6 keeps "
+                    "more of the source, 0.8 edits more.",
+                    label="edited part (alpha)",
                 ),
                 io.Float.Input(
                     "omega",
@@ -144,17 +156,23 @@ class UniEdit(io.ComfyNode):
                     max=50.0,
                     step=0.1,
                     tooltip="How strongly the difference between the two predictions is added.",
+                    display_name="edit strength (omega)",
                 ),
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, alpha) -> None:
+        if alpha == 0:
+            raise ValueError("alpha is 0, and so no step is edited; use more, such as 0.6")
 
     @classmethod
     @names_itself
     def execute(cls, alpha, omega, edits=()) -> io.NodeOutput:
-        if alpha == 0:
-            raise ValueError("alpha is 0, and so no step is edited; use more, such as 0.6")
         return io.NodeOutput((*edits, uni_edit.UniEdit(alpha=alpha, omega=omega)))
 
 
@@ -172,22 +190,30 @@ class PullToSource(io.ComfyNode):
             search_aliases=["RF-Inversion", "rf inversion eta", "fluxtapoz", "keep structure"],
             inputs=[
                 fraction_input(
-                    "eta", 0.9, "Strength of the pull. 0 = none, 1 = straight to the source."
+                    "eta",
+                    0.9,
+                    "Strength of the pull. 0 = none, 1 = straight to the source.",
+                    label="pull (eta)",
                 ),
                 *window_inputs(
                     0.0,
                     0.25,
-                    "Where the pull begins; 0 is the noisy end of the path.",
+                    "Where the pull begins: 0 = full noise, 1 = clean picture.",
                     "Where the pull ends. Later keeps more of the source.",
                 ),
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, start, end) -> None:
+        check_window(start, end)
 
     @classmethod
     @names_itself
     def execute(cls, eta, start, end, edits=()) -> io.NodeOutput:
-        check_window(start, end)
         edit = pull_to_source.PullToSource(eta=eta, start=start, end=end)
         return io.NodeOutput((*edits, edit))

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..core.path import DiffusionPath
 from ..host import guider as host
-from .sampler import guider_for, on_wire, walk_inputs
+from .sampler import check_start, guider_for, on_wire, walk_inputs
 from .support import (
     CATEGORY,
     PathEdits,
     fraction_input,
+    known_before,
     names_itself,
     seed_input,
 )
@@ -57,20 +58,21 @@ class Guider(io.ComfyNode):
             node_id="DiffusionPath_Guider",
             display_name="Diffusion Path Guider",
             category=f"{CATEGORY}/custom sampling",
-            description="A path and its edits for SamplerCustomAdvanced, so that any of ComfyUI's "
-            "samplers can walk it. Connect all four outputs there, and choose a sampler.",
+            description="A path and its edits for SamplerCustomAdvanced, to use any of ComfyUI's "
+            "samplers. Connect all four outputs there and choose a sampler.",
             search_aliases=["guider", "custom sampler", "SamplerCustomAdvanced", "dpmpp", "edit"],
             inputs=[
                 *walk_inputs(),
                 fraction_input(
                     "start",
                     0.0,
-                    "Skip this much of the path at its noisy end: higher keeps more of the "
-                    "source's composition.",
+                    "Skips the noisiest part of the path, up to this fraction. Higher keeps more "
+                    "of the source.",
                     optional=True,
+                    label="start at",
                 ),
                 seed_input(
-                    "For samplers that draw noise of their own, such as euler_ancestral.",
+                    "Seed for samplers that add noise, such as euler_ancestral.",
                     optional=True,
                 ),
                 PathEdits.Input(
@@ -92,7 +94,13 @@ class Guider(io.ComfyNode):
                     display_name="latent_image", tooltip="The source image, to begin with."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, start=0.0) -> None:
+        check_start(start)
 
     @classmethod
     @names_itself
@@ -113,17 +121,22 @@ class PathSampler(io.ComfyNode):
             node_id="DiffusionPath_PathSampler",
             display_name="Path Sampler",
             category=f"{CATEGORY}/custom sampling",
-            description="Takes the steps that the Diffusion Path Sampler takes, DDIM's, with a "
-            "Diffusion Path Guider in SamplerCustomAdvanced. Its edits act on each latent itself.",
+            description="The sampler of the Diffusion Path Sampler (DDIM) for "
+            "SamplerCustomAdvanced. Connect it together with a Diffusion Path "
+            "Guider.",
             search_aliases=["ddim", "sampler select", "custom sampler", "eta"],
             inputs=[
                 fraction_input(
-                    "eta", 0.0, "Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM."
+                    "eta",
+                    0.0,
+                    "Fresh noise added at each step: 0 = deterministic (DDIM), 1 = DDPM.",
+                    label="fresh noise (eta)",
                 ),
             ],
             outputs=[
                 io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    known_before,
     names_itself,
     window_inputs,
 )
@@ -38,33 +39,40 @@ class MDPNode(io.ComfyNode):
                 fraction_input(
                     "weight",
                     cls.EDIT.weight,
-                    "How much of the source to keep in the window: 1 all, 0 nothing.",
+                    "How much of the source to use from start to end. 1 = only the source, 0 = "
+                    "none of it.",
+                    label="source weight",
                 ),
                 io.Combo.Input(
                     "curve",
                     options=list(mdp.CURVES),
                     default="constant",
-                    tooltip="How the weight falls over the window: constant, or down to almost 0 "
-                    "along a line, a cosine or an exponential.",
+                    tooltip="How the weight changes from start to end: constant, or falling to "
+                    "almost 0 linearly, as a cosine or exponentially.",
                     advanced=True,
                 ),
                 *window_inputs(
                     cls.EDIT.start,
                     cls.EDIT.end,
-                    "Where the window begins on the model's schedule; 0 is its noisy end. "
-                    "A little above 0 lets the new prompt set colours and light.",
-                    "Where the window ends. Later keeps more of the source's layout, earlier gives "
-                    "the new prompt more freedom.",
+                    "Where the edit begins: 0 = full noise, 1 = clean picture. A little "
+                    "above 0 lets the new prompt set colours and light.",
+                    "Where the edit ends. Later keeps more of the source's layout; earlier "
+                    "gives the new prompt more freedom.",
                 ),
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, start, end) -> None:
+        check_window(start, end)
 
     @classmethod
     @names_itself
     def execute(cls, weight, curve, start, end, edits=()) -> io.NodeOutput:
-        check_window(start, end)
         edit = cls.EDIT(weight=weight, curve=curve, start=start, end=end)
         return io.NodeOutput((*edits, edit))
 
@@ -75,8 +83,8 @@ class MDPEpsilon(MDPNode):
     EDIT = mdp.MDPEpsilon
     NAME = "Keep Layout (MDP Epsilon)"
     DESCRIPTION_TEXT = (
-        "Mixes the source's predicted noise, read off its path, into each step of the window. "
-        "The authors' best: it keeps the layout and changes objects, at no further cost."
+        "Keeps the layout and changes objects: uses the source's predicted noise, which the path "
+        "already holds, from start to end. The steps that use only the source need no model call."
     )
     ALIASES: ClassVar = ["MDP-eps", "noise mixing", "keep layout"]
 
@@ -87,9 +95,9 @@ class MDPCondition(MDPNode):
     EDIT = mdp.MDPCondition
     NAME = "Mix Prompts (MDP Condition)"
     DESCRIPTION_TEXT = (
-        "Mixes the source prompt's embedding into the new prompt's for the steps of the window. "
-        "The softest of the four: good for attributes and moods. Where a model cannot mix prompts "
-        "it mixes predictions, at one network evaluation more for each of these steps."
+        "Mixes the embeddings of the source prompt and the new prompt from start to end. Good for "
+        "moods and attributes. Where a model cannot mix embeddings, it mixes predictions, with one "
+        "more model call per step."
     )
     ALIASES: ClassVar = ["MDP-c", "prompt interpolation", "prompt mixing"]
 
@@ -100,8 +108,8 @@ class MDPLatent(MDPNode):
     EDIT = mdp.MDPLatent
     NAME = "Hold Source (MDP Latent)"
     DESCRIPTION_TEXT = (
-        "Mixes the source's latent into the edited one after each step of the window. Holds the "
-        "source tightly: small weights (0.05 to 0.3) over a long window already keep the layout."
+        "Mixes the source's latent into the edited one after each step from start to end. Stays "
+        "close to the source: a weight of 0.05 to 0.3 over most of the schedule keeps the layout."
     )
     ALIASES: ClassVar = ["MDP-x", "latent mixing"]
 
@@ -112,7 +120,7 @@ class MDPGuidance(MDPNode):
     EDIT = mdp.MDPGuidance
     NAME = "Follow Both Prompts (MDP Guidance)"
     DESCRIPTION_TEXT = (
-        "Predicts under both prompts on the edited latent and mixes the two, at one more network "
-        "evaluation for each step of the window. Drifts from the source more than MDP Epsilon does."
+        "Mixes the predictions for both prompts on the edited latent, with one more model call per "
+        "step from start to end. Stays less close to the source than MDP Epsilon."
     )
     ALIASES: ClassVar = ["MDP-beta", "guidance mixing", "double guidance"]

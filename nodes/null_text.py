@@ -25,6 +25,7 @@ from .support import (
     check_path,
     check_sampled,
     fraction_input,
+    known_before,
     names_itself,
     tell,
 )
@@ -67,34 +68,38 @@ class NullTextInversion(io.ComfyNode):
             node_id="DiffusionPath_NullTextInversion",
             display_name="Exact Inversion (Null-Text)",
             category=f"{CATEGORY}/path",
-            description="Finds, for each step of an inverted path, the negative embedding with "
-            "which guidance leads back to the image. The sampler then uses them by itself.",
+            description="Finds, for each step of an inverted path, a negative embedding with "
+            "which sampling with CFG reproduces the picture. The sampler uses these "
+            "embeddings by itself.",
             search_aliases=["null text", "null-text optimization", "NTI", "real image editing"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
-                Path.Input("path", tooltip="From DDIM Inversion, at its cfg of 1."),
+                io.Model.Input(
+                    "model", tooltip="The model that made the path, or a fine-tune of it."
+                ),
+                Path.Input("path", tooltip="A path of DDIM Inversion, made with cfg 1."),
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="The empty prompt; the embeddings found take its place. Read only if "
-                    "start_from is negative.",
+                    tooltip="The empty prompt. Used only if start_from is negative.",
                 ),
-                cfg_input("The guidance scale that you will edit with."),
+                cfg_input("The CFG that you will edit with. Another CFG needs another run."),
                 io.Int.Input(
                     "inner_steps",
                     default=0,
                     min=0,
                     max=500,
-                    tooltip="At most as many iterations for each step; from the source, most "
-                    "steps need none. 0 takes 10 from the source, 3 from the negative.",
+                    tooltip="Maximum optimisation iterations per step. Most steps stop earlier. "
+                    "0 = 10 if start_from is source, 3 if it is negative.",
+                    display_name="iterations per step",
                 ),
                 io.Float.Input(
                     "learning_rate",
+                    display_name="learning rate",
                     default=0.01,
                     min=0.0001,
                     max=1.0,
                     step=0.0001,
                     round=False,
-                    tooltip="Of the adam optimizer. The line search finds its own.",
+                    tooltip="Learning rate of adam. Not used by line search.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -104,38 +109,40 @@ class NullTextInversion(io.ComfyNode):
                     max=1.0,
                     step=1e-7,
                     round=False,
-                    tooltip="The error at which a step is good enough. Lower is more exact and "
-                    "slower; the paper's is 1e-5. 0 takes 8e-6 from the source, the paper's from "
-                    "the negative.",
+                    tooltip="Stops optimising a step below this error. Lower is more accurate "
+                    "and slower. The paper uses 1e-5. 0 = 8e-6 if start_from is source, "
+                    "1e-5 if it is negative.",
                     advanced=True,
+                    display_name="stop at error",
                 ),
                 io.Combo.Input(
                     "start_from",
                     options=STARTS,
                     default="source",
-                    tooltip="The embedding that the first step starts from: the source prompt's, "
-                    "which is nearly right already, or the negative's, as in the paper, which "
-                    "edits better.",
+                    tooltip="Initial embedding. source: the source prompt (fast, default). "
+                    "negative: the negative prompt (as in the paper; edits better).",
                     advanced=True,
+                    display_name="start embedding",
                 ),
                 io.Combo.Input(
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default="line search",
-                    tooltip="line search takes few iterations; adam is the paper's.",
+                    tooltip="line search needs few iterations. adam is the paper's.",
                     advanced=True,
                 ),
             ],
             outputs=[
                 Path.Output(
                     display_name="path",
-                    tooltip="The path with its embeddings: for the Diffusion Path Sampler, which "
-                    "uses them in place of its negative.",
+                    tooltip="The path with its embeddings. The Diffusion Path Sampler uses them "
+                    "instead of its negative.",
                 ),
                 io.Conditioning.Output(
                     display_name="negative",
-                    tooltip="The embeddings, each for its own steps: the negative of ComfyUI's "
-                    "samplers with euler, the same noise levels and the noise of DDIM Inversion.",
+                    tooltip="The embeddings, each for its own steps. For ComfyUI's samplers: use "
+                    "euler, the same noise levels, and the noise output of DDIM "
+                    "Inversion.",
                 ),
                 io.Image.Output(
                     display_name="loss_plot", tooltip="The error of each step, before and after."
@@ -143,6 +150,15 @@ class NullTextInversion(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, cfg) -> None:
+        if cfg == 1:
+            raise ValueError(
+                "cfg is 1, which is no guidance, and there is nothing to optimise; "
+                "choose the scale that you will edit with, such as 7.5"
+            )
 
     @classmethod
     @names_itself
@@ -166,11 +182,6 @@ class NullTextInversion(io.ComfyNode):
                 "its own at each level; connect such a path"
             )
         check_conditioning(model, negative, "negative")
-        if cfg == 1:
-            raise ValueError(
-                "cfg is 1, which is no guidance, and there is nothing to optimise; "
-                "choose the scale that you will edit with, such as 7.5"
-            )
         chosen = CHOSEN[start_from]
         inner_steps, early_stop = inner_steps or chosen[0], early_stop or chosen[1]
         model = with_gradients(model)
@@ -239,32 +250,34 @@ class NegativePromptInversion(io.ComfyNode):
             node_id="DiffusionPath_NegativePromptInversion",
             display_name="Quick Exact Inversion (Negative-Prompt)",
             category=f"{CATEGORY}/path",
-            description="Makes the source prompt the negative of an inverted path, so that "
-            "guidance pulls only where the new prompt differs. Costs nothing; null-text inversion "
-            "is more exact.",
+            description="Uses the source prompt as the negative prompt, so that CFG changes only "
+            "what the new prompt changes. Costs nothing. Null-Text Inversion is more "
+            "accurate.",
             search_aliases=["NPI", "proximal guidance", "ProxEdit", "ProxNPI", "null text"],
             inputs=[
-                Path.Input("path", tooltip="From DDIM Inversion, at its cfg of 1."),
+                Path.Input("path", tooltip="A path of DDIM Inversion, made with cfg 1."),
                 io.Combo.Input(
                     "proximal",
                     options=["none", *NORMS],
                     default="none",
-                    tooltip="Proximal guidance, which holds the edit to what it has to change: l0 "
-                    "leaves out where the two prompts hardly differ, l1 also softens the rest.",
+                    tooltip="Proximal guidance: suppresses guidance where the two prompts hardly "
+                    "differ. l0 suppresses it there only; l1 also weakens the rest.",
+                    display_name="keep what is equal (proximal)",
                 ),
                 fraction_input(
                     "quantile",
                     0.7,
-                    "How much of the guidance of source and edit together counts as hardly "
-                    "different: 0.7 leaves out 0.4 of the edit's, 0.5 and less nothing. Higher "
-                    "keeps more of the source. Without effect if proximal is none.",
+                    "Fraction of the guidance to suppress. Higher keeps more of the source; 0.5 "
+                    "and below suppresses nothing. No effect if proximal is none.",
+                    label="how much to keep (quantile)",
                 ),
                 fraction_input(
                     "reconstruction",
                     0.6,
-                    "From this part of the path on, what proximal guidance leaves out is "
-                    "the source itself; 1 is never.",
+                    "From this point of the schedule on, suppressed regions are replaced by the "
+                    "source. 1 = never.",
                     advanced=True,
+                    label="restore source from",
                 ),
                 io.Int.Input(
                     "dilation",
@@ -272,22 +285,25 @@ class NegativePromptInversion(io.ComfyNode):
                     min=0,
                     max=32,
                     optional=True,
-                    tooltip="There, by how many latent pixels (8 image pixels each for Stable "
-                    "Diffusion) what changes is made wider; the authors take 1 or 2.",
+                    tooltip="Before that, widens the region that may change by this many latent "
+                    "pixels (8 picture pixels each in Stable Diffusion). The authors use "
+                    "1 or 2.",
                     advanced=True,
+                    display_name="widen edited region",
                 ),
             ],
             outputs=[
                 Path.Output(
                     display_name="path",
-                    tooltip="The path with its negative, for the Diffusion Path Sampler, which "
-                    "uses it in place of its own.",
+                    tooltip="The path with its negative. The Diffusion Path Sampler uses it "
+                    "instead of its own.",
                 ),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The source prompt, as the negative of ComfyUI's samplers.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

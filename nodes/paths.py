@@ -27,6 +27,7 @@ from .support import (
     check_sampled,
     first_step,
     fraction_input,
+    known_before,
     names_itself,
     own_mask,
     path_sigmas,
@@ -47,42 +48,45 @@ class DDIMInversion(io.ComfyNode):
             node_id="DiffusionPath_DDIMInversion",
             display_name="Invert Picture (DDIM Inversion)",
             category=f"{CATEGORY}/path",
-            description="Finds the diffusion path that leads from noise to a real image, so that "
-            "the image can be edited by walking the path again under another prompt.",
+            description="Finds the diffusion path that leads from noise to your picture. Edit "
+            "the picture by sampling from this path with another prompt.",
             search_aliases=["invert image", "unsample", "reverse ode", "AIDI", "real image edit"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Model.Input("model", tooltip="The model that you will also edit with."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="A prompt that describes the image as it is; the closer, the better "
-                    "the way back.",
+                    tooltip="A prompt that describes the picture as it is. The better it fits, "
+                    "the better the reconstruction.",
                 ),
-                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Latent.Input("latent_image", tooltip="The picture, through VAE Encode."),
                 steps_input(),
                 spacing_input(),
                 fraction_input(
                     "strength",
                     1.0,
-                    "How far to walk towards noise: 1 is all the way, 0.5 the cleaner half "
-                    "of the schedule. The sampler's start can skip steps later, so 1 serves all.",
+                    "How much noise to go up to, as a fraction of the model's schedule. 1 = full "
+                    "noise. 0.5 saves half of the steps, but large changes are then out of "
+                    "reach.",
                 ),
                 io.Int.Input(
                     "fixed_point_iterations",
                     default=0,
                     min=0,
                     max=50,
-                    tooltip="Repeat each step this often with the derivative where it ends. Two or "
-                    "three make the way back far more exact; each costs one evaluation a step.",
+                    tooltip="Refines every inversion step this many times (fixed-point "
+                    "iterations). 2 or 3 gives a much more accurate reconstruction. Each "
+                    "adds one model call per step.",
                     advanced=True,
+                    display_name="refinements",
                 ),
                 cfg_input(
-                    "Guidance during inversion. Leave it at 1: more amplifies the error. "
-                    "Above 1 it needs a negative and costs a second evaluation a step.",
+                    "CFG during inversion. Leave it at 1: higher values amplify the error. Other "
+                    "values need a negative and double the model calls.",
                     default=1.0,
                     advanced=True,
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Negative prompt; used only if cfg is not 1."
+                    "negative", optional=True, tooltip="Negative prompt. Used only if cfg is not 1."
                 ),
                 sigmas_input(),
                 io.Int.Input(
@@ -91,28 +95,31 @@ class DDIMInversion(io.ComfyNode):
                     min=1,
                     max=51,
                     optional=True,
-                    tooltip="ReNoise: average as many of each step's last estimates; 1 is none. "
-                    "Steadies the fixed point iterations where they swing.",
+                    tooltip="Averages the last N refinements of a step (ReNoise). 1 = off. Use "
+                    "it when refinement oscillates.",
                     advanced=True,
+                    display_name="average of refinements",
                 ),
                 io.Combo.Input(
                     "solver",
                     options=["auto", *INVERSIONS],
                     default="auto",
                     optional=True,
-                    tooltip="How each step is computed; the sampler does likewise. euler: "
-                    "DDIM. uni: Uni-Inv, same cost, more exact. midpoint: RF-Solver, two model "
-                    "calls per step. reuse: FireFlow, the most exact for its cost. auto: reuse for "
-                    "flow models, euler for others.",
+                    tooltip="How each step is computed. The sampler takes the same solver. euler "
+                    "= DDIM. uni = Uni-Inv, same cost, more accurate. midpoint = "
+                    "RF-Solver, two model calls per step. reuse = FireFlow, the most "
+                    "accurate for its cost. auto = reuse for flow models, euler for "
+                    "others.",
                     advanced=True,
                 ),
                 fraction_input(
                     "gamma",
                     0.0,
-                    "RF-Inversion: how strongly each step is pulled toward random noise. 0 = off. "
-                    "The paper uses 0.5, together with Pull to Source.",
+                    "RF-Inversion: how strongly each step is pulled toward random noise. 0 = "
+                    "off. The paper uses 0.5, together with Pull to Source.",
                     advanced=True,
                     optional=True,
+                    label="pull to noise (gamma)",
                 ),
                 seed_input(
                     "Seed of the noise for gamma. No effect when gamma is 0.",
@@ -121,16 +128,30 @@ class DDIMInversion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
+                Path.Output(
+                    display_name="path",
+                    tooltip="The picture's path: for the sampler, Save Path, Path Preview.",
+                ),
                 io.Latent.Output(
                     display_name="noise",
-                    tooltip="The noise at the path's start, for ComfyUI's samplers with add_noise "
-                    "off and the same noise levels. With a flow model only if the first level is "
-                    "below 1. A mask of the latent is not handed on.",
+                    tooltip="The noise at the path's start, for ComfyUI's samplers with "
+                    "add_noise off and the same noise levels. With a flow model, only if "
+                    "the first level is below 1. A noise mask is not passed on.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, strength, fixed_point_iterations, average=1) -> None:
+        if strength == 0:
+            raise ValueError("strength is 0, which leaves no step; raise strength")
+        if average > 1 and not fixed_point_iterations:
+            raise ValueError(
+                f"average is {average} but fixed_point_iterations is 0, so there is nothing to "
+                "average; raise fixed_point_iterations or set average to 1"
+            )
 
     @classmethod
     @names_itself
@@ -156,7 +177,8 @@ class DDIMInversion(io.ComfyNode):
         check_conditioning(model, positive, "positive")
         check_guidance(model, cfg, negative)
         levels = path_sigmas(model, steps, spacing, sigmas)
-        levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}") :]
+        advice = "raise strength, or use more steps"
+        levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}", advice) :]
         own, noise = own_mask(latent_image), None
         if gamma:
             noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
@@ -233,17 +255,17 @@ class RecordPath(io.ComfyNode):
             node_id="DiffusionPath_RecordPath",
             display_name="Generate and Record (Record Path)",
             category=f"{CATEGORY}/path",
-            description="Samples an image from noise, as KSampler with euler does, and keeps the "
-            "path it took, so that a generated image can be edited like an inverted one.",
+            description="Generates a picture as KSampler with euler does and records its path, "
+            "so that the picture can be edited like an inverted one.",
             search_aliases=["text to image path", "synthetic image edit", "trajectory", "sample"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will also do the editing."),
-                io.Conditioning.Input("positive", tooltip="The prompt of the image to make."),
-                io.Conditioning.Input("negative", tooltip="What the image should not show."),
+                io.Model.Input("model", tooltip="The model that you will also edit with."),
+                io.Conditioning.Input("positive", tooltip="The prompt of the picture to generate."),
+                io.Conditioning.Input("negative", tooltip="What the picture should not show."),
                 io.Latent.Input("latent_image", tooltip="The size: an Empty Latent Image."),
-                seed_input("The noise to start from; the same seed gives the same path."),
+                seed_input("Seed of the noise. The same seed gives the same path."),
                 steps_input(),
-                cfg_input("Guidance scale of the image."),
+                cfg_input("Guidance scale. Higher follows the prompt more closely."),
                 spacing_input(),
                 sigmas_input(),
                 PathEdits.Input(
@@ -253,7 +275,10 @@ class RecordPath(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Path.Output(display_name="path", tooltip="The image's path: edit it, save it."),
+                Path.Output(
+                    display_name="path",
+                    tooltip="The picture's path: for the sampler, Save Path, Path Preview.",
+                ),
                 io.Latent.Output(display_name="latent", tooltip="The image at the path's end."),
             ],
             hidden=[io.Hidden.unique_id],

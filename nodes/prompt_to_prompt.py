@@ -13,6 +13,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    known_before,
     names_itself,
     prompts_input,
     window_inputs,
@@ -24,6 +25,8 @@ ALIGN = {
     "refine": align.refine,
 }
 PADDING = ("by position", "from padding")
+STRONGEST = 100
+"""The largest factor of a word. Above about 10 a picture breaks already."""
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -35,8 +38,8 @@ class PromptToPrompt(io.ComfyNode):
             node_id="DiffusionPath_PromptToPrompt",
             display_name="Exchange Words (Prompt-to-Prompt)",
             category=f"{CATEGORY}/attention",
-            description="Gives the new prompt's words the attention that the source's words have, "
-            "for a part of the path: what is where stays, and what it is follows the new prompt.",
+            description="Changes words and keeps the layout: the words of the new prompt get the "
+            "attention that the source's words have, for a part of the sampling.",
             search_aliases=["P2P", "prompt2prompt", "cross attention control", "word swap"],
             inputs=[
                 prompts_input(),
@@ -44,71 +47,95 @@ class PromptToPrompt(io.ComfyNode):
                     "mode",
                     options=list(ALIGN),
                     default="auto",
-                    tooltip="auto: equal words belong together, words in the place of others take "
-                    "their attention, the rest is new. The paper's two: replace goes word by word, "
-                    "for prompts with as many words; refine has every word new that is not equal.",
+                    tooltip="Which words belong together. auto: equal words, and words that "
+                    "stand in place of others; all others are new. replace: word by "
+                    "word, for prompts with the same number of words. refine: equal "
+                    "words only.",
+                    display_name="match words",
                 ),
                 fraction_input(
                     "cross_replace",
                     0.8,
-                    "Up to where the words get the source's attention. Higher keeps more of the "
-                    "source's layout; 0 is off.",
+                    "For how much of the sampling the source's cross-attention is used, 0 to 1. "
+                    "Higher keeps more of the source's layout. 0 = off. The paper's "
+                    "cross_replace.",
+                    label="keep layout until",
                 ),
                 fraction_input(
                     "self_replace",
                     0.4,
-                    "Up to where the picture's parts attend to each other as in the source. Higher "
-                    "keeps shapes and textures; lower lets a thing take another form; 0 is off.",
+                    "For how much of the sampling the source's self-attention is used, 0 to 1. "
+                    "Higher keeps shapes and textures; lower lets an object change its shape. 0 "
+                    "= off. The paper's self_replace.",
+                    label="keep shapes until",
                 ),
                 io.String.Input(
                     "word_overrides",
                     default="",
                     multiline=True,
-                    tooltip="Another end, or window, of cross_replace for words of the new prompt, "
-                    'one a line: "zebra: 0.6" or "zebra: 0.2-0.6". Lower gives a word more '
-                    "freedom.",
+                    tooltip='Another end, or range, of "keep layout until" for single words of '
+                    'the new prompt, one per line: "zebra: 0.6" or "zebra: 0.2-0.6". '
+                    "Lower gives a word more freedom.",
+                    display_name="for single words",
+                    placeholder="zebra: 0.6",
                 ),
                 edits_input(),
                 fraction_input(
                     "cross_start",
                     0.0,
-                    "Where cross_replace begins; 0 is the noisy end of the path.",
+                    "Where cross-attention replacement begins: 0 = full noise, 1 = clean picture.",
                     advanced=True,
                     optional=True,
+                    label="keep layout from",
                 ),
                 fraction_input(
                     "self_start",
                     0.0,
-                    "Where self_replace begins; 0 is the noisy end of the path.",
+                    "Where self-attention replacement begins: 0 = full noise, 1 = clean picture.",
                     advanced=True,
                     optional=True,
+                    label="keep shapes from",
                 ),
                 io.Int.Input(
                     "self_limit",
                     default=32,
                     min=0,
                     max=1024,
-                    tooltip="self_replace works in layers of at most as many by as many pixels, "
-                    "for a picture of 512 by 512; it grows with larger ones. Smaller keeps only "
-                    "the coarse layout of the source: the paper's code has 16, that of null-text "
-                    "inversion 32.",
+                    tooltip="Largest attention map (side length) in which self-attention is "
+                    "replaced, for a 512 x 512 picture; it scales with the picture. "
+                    "Smaller keeps only the coarse layout. The paper's code uses 16, "
+                    "null-text inversion's 32.",
                     optional=True,
                     advanced=True,
+                    display_name="largest map for shapes",
                 ),
                 io.Combo.Input(
                     "padding",
                     options=list(PADDING),
                     default=PADDING[0],
-                    tooltip="Which attention the padding gets, the empty tokens that fill a prompt "
-                    "up to 77. by position, as in the paper's code: that of the source's token in "
-                    "the same place, which can be a word if the source is the longer prompt. from "
-                    "padding: that of the source's padding only.",
+                    tooltip="Which attention the padding tokens get that fill a prompt up to 77. "
+                    "by position (the paper's code): the attention of the source token "
+                    "at the same position, which can be a word if the source is longer. "
+                    "from padding: that of the source's padding only.",
                     optional=True,
                     advanced=True,
+                    display_name="attention of padding",
                 ),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(
+        cls, cross_replace, self_replace, word_overrides, cross_start=0.0, self_start=0.0
+    ) -> None:
+        if cross_replace:
+            check_window(cross_start, cross_replace, ("keep layout from", "keep layout until"))
+        if self_replace:
+            check_window(self_start, self_replace, ("keep shapes from", "keep shapes until"))
+        word_windows(word_overrides)
 
     @classmethod
     @names_itself
@@ -125,10 +152,6 @@ class PromptToPrompt(io.ComfyNode):
         self_limit=32,
         padding=PADDING[0],
     ) -> io.NodeOutput:
-        if cross_replace:
-            check_window(cross_start, cross_replace, ("cross_start", "cross_replace"))
-        if self_replace:
-            check_window(self_start, self_replace, ("self_start", "self_replace"))
         alignment = ALIGN[mode](prompts)
         if padding == "by position":
             alignment = align.padding_by_position(prompts, alignment)
@@ -155,8 +178,8 @@ class Reweight(io.ComfyNode):
             node_id="DiffusionPath_Reweight",
             display_name="More or Less of a Word (Reweight)",
             category=f"{CATEGORY}/attention",
-            description="Multiplies the attention to words of the new prompt: more of a word, or "
-            "less, in the places where it is. Behind Prompt-to-Prompt the rest stays as it was.",
+            description="Makes words of the new prompt stronger or weaker by scaling their "
+            "attention. After Prompt-to-Prompt, everything else stays as it was.",
             search_aliases=["P2P", "equalizer", "word weight", "emphasis", "attention scale"],
             inputs=[
                 prompts_input(),
@@ -164,28 +187,40 @@ class Reweight(io.ComfyNode):
                     "words",
                     default="",
                     multiline=True,
-                    tooltip='Words of the new prompt and their factors, one a line: "snow: 2". '
-                    "Above 1 is more of it, below 1 less, below 0 the opposite.",
+                    tooltip='Words of the new prompt and their factors, one per line: "snow: 2". '
+                    "Above 1 = more, below 1 = less, below 0 = the opposite.",
+                    placeholder="snow: 2",
                 ),
                 edits_input(),
                 *window_inputs(
                     0.0,
                     1.0,
-                    "Where the window begins; 0 is the noisy end of the path.",
-                    "Where the window ends. Earlier changes the layout more than the details.",
+                    "Where it begins: 0 = full noise, 1 = clean picture.",
+                    "Where it ends. Earlier changes the layout more than the details.",
                     advanced=True,
                 ),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    @names_itself
-    def execute(cls, prompts, words, edits=(), start=0.0, end=1.0) -> io.NodeOutput:
+    @known_before
+    def validate_inputs(cls, words, start=0.0, end=1.0) -> None:
         check_window(start, end)
         factors = word_values(words)
         if not factors:
             raise ValueError('words is empty; write a line such as "snow: 2"')
-        scales = prompt_to_prompt.scales(prompts.target, factors)
+        for word, factor in factors:
+            if abs(factor) > STRONGEST:
+                raise ValueError(
+                    f'"{word}: {factor:g}" leaves nothing of the picture; use -{STRONGEST} to '
+                    f"{STRONGEST}, such as 2"
+                )
+
+    @classmethod
+    @names_itself
+    def execute(cls, prompts, words, edits=(), start=0.0, end=1.0) -> io.NodeOutput:
+        scales = prompt_to_prompt.scales(prompts.target, word_values(words))
         edit = prompt_to_prompt.Reweight(prompt=prompts.target, scales=scales, start=start, end=end)
         return io.NodeOutput((*edits, edit))

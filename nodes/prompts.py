@@ -11,7 +11,13 @@ from ..attention import align
 from ..attention.words import EMBEDDING, OTHER_CLIP, Reading, embedding_names, read
 from ..core.path import Conditioning
 from ..host.conditions import signed
-from .support import CATEGORY, Prompts, names_itself, tell
+from .support import (
+    CATEGORY,
+    Prompts,
+    known_before,
+    names_itself,
+    tell,
+)
 
 
 def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:
@@ -57,6 +63,12 @@ def _named_words(clip: CLIP, text: str, reading: Reading) -> tuple[align.Word, .
     )
 
 
+def word_pairs(prompts: align.PromptPair) -> list[list[list[str]]]:
+    """Which words became which, as [old words, new words] in the order of the prompts."""
+    found = align.changes(prompts)
+    return [[[word.text for word in words] for words in both] for both in found]
+
+
 class PromptPair(io.ComfyNode):
     """Encode the source's prompt and the edit's, and find which words belong together."""
 
@@ -66,9 +78,9 @@ class PromptPair(io.ComfyNode):
             node_id="DiffusionPath_PromptPair",
             display_name="Two Prompts (Prompt Pair)",
             category=f"{CATEGORY}/attention",
-            description="Encodes the source's prompt and the edit's, and finds which words of the "
-            "one belong to which of the other, for the edits that work on the attention. Shows "
-            "what it has found.",
+            description="Encodes the source prompt and the new prompt, and finds which words "
+            "belong together. The attention edits need it. The node shows the words "
+            "that changed.",
             search_aliases=["prompt-to-prompt", "P2P", "prompt2prompt", "encode", "align words"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of the model that you will edit with."),
@@ -76,14 +88,18 @@ class PromptPair(io.ComfyNode):
                     "source_prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the source shows: the prompt of its path.",
+                    tooltip="What the source picture shows: the prompt of its path.",
+                    display_name="source prompt",
+                    placeholder="what the picture shows: a horse on a meadow",
                 ),
                 io.String.Input(
                     "target_prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the edited picture shall show. Change, add or take out a few "
-                    "words of the source's prompt, and leave the rest as it is.",
+                    tooltip="What the edited picture should show. Change, add or remove a few "
+                    "words of the source prompt and leave the rest as it is.",
+                    display_name="new prompt",
+                    placeholder="what it should show: a zebra on a meadow",
                 ),
             ],
             outputs=[
@@ -106,9 +122,16 @@ class PromptPair(io.ComfyNode):
         )
 
     @classmethod
+    @known_before
+    def validate_inputs(cls, target_prompt) -> None:
+        if not target_prompt.strip():
+            raise ValueError("target_prompt is empty; describe the picture that you want")
+
+    @classmethod
     @names_itself
     def execute(cls, clip, source_prompt, target_prompt) -> io.NodeOutput:
         source, source_words = encode(clip, source_prompt)
         target, target_words = encode(clip, target_prompt)
         prompts = align.PromptPair(source=source_words, target=target_words)
-        return io.NodeOutput(source, target, prompts, ui=tell(cls, align.summary(prompts)))
+        told = tell(cls, align.summary(prompts), figures={"words": word_pairs(prompts)})
+        return io.NodeOutput(source, target, prompts, ui=told)

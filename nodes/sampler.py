@@ -29,32 +29,45 @@ from .support import (
     check_edits,
     check_path,
     check_sampled,
+    cost,
     downscale_ratio,
     first_step,
     fraction_input,
     frame_ratio,
+    known_before,
     names_itself,
     seed_input,
     tell,
     words,
 )
 
-ALMOST_NOTHING, ALMOST_ALL = 0.05, 1.2
-"""Relative changes of the latent at which people say that nothing, or everything, has changed."""
+ALMOST_NOTHING, A_LITTLE, A_LOT = 0.05, 0.4, 1.2
+"""Relative changes of the latent below, or above, which the sampler says so; measured in
+benchmarks/results/verdicts.md."""
+
+
+def check_start(start: float) -> None:
+    """Raise if `start` leaves nothing of any path."""
+    if start >= 1:
+        raise ValueError("start is 1, which leaves no step to sample; lower start")
 
 
 def walk_inputs() -> list[io.Input]:
     """What a path is walked with: the model, the path, the new prompt and its guidance."""
     return [
-        io.Model.Input("model", tooltip="The model the path was made with, or a relative."),
-        Path.Input("path", tooltip="The source: from DDIM Inversion or Record Path."),
+        io.Model.Input("model", tooltip="The model that made the path, or a fine-tune of it."),
+        Path.Input(
+            "path",
+            tooltip="The path of the source picture: from Straight Path, an inversion, Record "
+            "Path or Load Path.",
+        ),
         io.Conditioning.Input(
             "positive", tooltip="A prompt that describes the result, not the change."
         ),
         io.Conditioning.Input(
             "negative",
-            tooltip="What the result should not show. A path from Null-Text or "
-            "Negative-Prompt Inversion has its own, and this one is not read.",
+            tooltip="What the result should not show. Ignored for paths from Null-Text or "
+            "Negative-Prompt Inversion: they bring their own negative.",
         ),
         cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
     ]
@@ -92,7 +105,7 @@ def guider_for(
         path = path._replace(solver=by_ddim(path.solver))
     follows = max((edit.follows for edit in edits), default=0.0)
     name = f"start {start}" if start >= follows else f"an edit's start {follows:g}"
-    first = first_step(model, path.sigmas, max(start, follows), name)
+    first = first_step(model, path.sigmas, max(start, follows), name, "lower it")
     if path.solver == "sde-dpm++" and path.residuals is not None:
         latent_in = model.model.process_latent_in
         residuals = residuals_from(mixing_of(model), path, latent_in, first)
@@ -119,36 +132,51 @@ def mask_of(model: ModelPatcher, mask: Tensor | None, edited: DiffusionPath) -> 
     return F.interpolate(mask, scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
 
 
-def report(path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, eta: float) -> str:
-    """What the sampler did, how far the edit moved, and the knob to turn if that is not right."""
-    moved = float((edited.clean - path.clean).norm() / path.clean.norm().clamp(min=1e-12))
-    lines = [
-        f"{edited.steps} steps, {guider.outcome.evaluations} network evaluations; "
-        f"the edit moved the latent by {moved:.0%} of the source"
-    ]
-    if kept := guider.outcome.kept:
-        lines.append(
-            f"Source and edit did not share every call: {kept / 2**20:.1f} MB of the "
-            "source's attention were kept at each step"
-        )
-    for edit in guider.outcome.idle:
-        lines.append(
-            f"{words(type(edit).__name__)} did nothing: none of these steps lies in its window"
-        )
-    own = own_negative(path)
-    if own is not None:
-        made = "" if own.cfg in (1, guider.cfg) else f", made for cfg {own.cfg:g}"
-        lines.append(f"In place of negative: the path's own embeddings{made}")
-    if path.residuals is not None and not eta:
-        lines.append("The path's own noise was left out: set eta to 1 to use it")
-    if moved < ALMOST_NOTHING:
-        hints = [edit.hint for edit in guider.edits if edit.hint]
-        hints += ["raise cfg"] * (guider.cfg <= 1)
+def moved(before: Tensor, after: Tensor) -> Tensor:
+    """How far each latent (B, C, ...) has moved, in norms of the one before (B,)."""
+    change, norm = ((one.flatten(1).norm(dim=1)) for one in (after - before, before))
+    return change / norm.clamp(min=1e-12)
+
+
+def verdict(change: float, edits: Edits, cfg: float) -> str:
+    """What a relative change of the latent means, and what in this chain makes it more or less."""
+    if change < ALMOST_NOTHING:
+        hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
         hints = hints or ["lower start, or make the two prompts differ more"]
-        lines.append("Almost nothing changed: " + "; or ".join(dict.fromkeys(hints)))
-    elif moved > ALMOST_ALL:
-        lines.append("Little of the source is left: raise start, lower cfg, or add MDP Epsilon")
-    return ". ".join(lines)
+        return "Almost nothing changed: " + "; or ".join(dict.fromkeys(hints))
+    if change < A_LITTLE:
+        return "Changed a little"
+    if change < A_LOT:
+        return "Changed clearly"
+    hints = [edit.keeps for edit in edits if edit.keeps] or ["raise start, or add MDP Epsilon"]
+    return f"Changed a lot. To keep more: {hints[0]}"
+
+
+def report(
+    path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, eta: float
+) -> tuple[str, dict[str, Any]]:
+    """What the sampler says: how far the edit went, what had no effect, what it cost; and the
+    figures of it."""
+    outcome, own = guider.outcome, own_negative(path)
+    change = float(moved(path.clean, edited.clean).mean())
+    idle = [words(type(edit).__name__) for edit in outcome.idle]
+    lines = [verdict(change, guider.edits, guider.cfg)]
+    lines += [f"{name} had no effect: it ends before start" for name in idle]
+    if own is not None and own.cfg not in (1, guider.cfg):
+        lines.append(f"The path's negative was made for cfg {own.cfg:g}")
+    elif own is not None:
+        lines.append("negative is not used: the path has its own")
+    if path.residuals is not None and not eta:
+        lines.append("The path's noise is not used: set eta to 1")
+    lines.append(cost(edited.steps, outcome.evaluations))
+    figures = {
+        "steps": edited.steps,
+        "evaluations": outcome.evaluations,
+        "moved": change,
+        "without_effect": idle,
+        "kept_bytes": outcome.kept,
+    }
+    return "\n".join(lines), figures
 
 
 class Sampler(io.ComfyNode):
@@ -160,24 +188,28 @@ class Sampler(io.ComfyNode):
             node_id="DiffusionPath_Sampler",
             display_name="Edit Picture (Diffusion Path Sampler)",
             category=CATEGORY,
-            description="Walks a path again under another prompt, applying a chain of edits at "
-            "every step. Without edits it samples the new prompt from the source's own noise.",
+            description="Samples the path of a picture again with a new prompt and applies a "
+            "chain of edits at every step. Without edits it samples the new prompt "
+            "from the source's own noise.",
             search_aliases=["edit image", "MDP", "DiffEdit", "path sampler", "image editing"],
             inputs=[
                 *walk_inputs(),
                 fraction_input(
                     "start",
                     0.0,
-                    "Skip this much of the path at its noisy end: higher keeps more of the "
-                    "source's composition. DiffEdit's encoding ratio r is start = 1 - r.",
+                    "Skips the noisiest part of the path, up to this fraction. Higher keeps more "
+                    "of the source and is faster. DiffEdit's encoding ratio r is start = 1 - r.",
+                    label="start at",
                 ),
                 fraction_input(
                     "eta",
                     0.0,
-                    "Fresh noise at each step: 0 is deterministic DDIM, 1 is DDPM.",
+                    "Fresh noise added at each step: 0 = deterministic (DDIM), 1 = DDPM. A path "
+                    "of DDPM Inversion needs 1.",
                     advanced=True,
+                    label="fresh noise (eta)",
                 ),
-                seed_input("Seed of the fresh noise; without effect when eta is 0.", advanced=True),
+                seed_input("Seed of the fresh noise. No effect when eta is 0.", advanced=True),
                 PathEdits.Input(
                     "edits",
                     optional=True,
@@ -194,9 +226,9 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="Where the edits have let the image change: the mask that Local Blend "
-                    "has found, or that of Mask Blend; white everywhere without them. For a video, "
-                    "one mask for each frame.",
+                    tooltip="Where the edits let the picture change: the mask of Local Blend or "
+                    "Mask Blend; white everywhere without them. For a video, one mask "
+                    "per frame.",
                 ),
                 io.String.Output(
                     display_name="report", tooltip="The text that the node shows after a run."
@@ -204,6 +236,11 @@ class Sampler(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, start) -> None:
+        check_start(start)
 
     @classmethod
     @names_itself
@@ -228,12 +265,12 @@ class Sampler(io.ComfyNode):
             solver=by_ddim(guider.path.solver) if eta else guider.path.solver,
             residuals=None if residuals is None or not eta else residuals[first:],
         )
-        told = report(path, edited, guider, eta)
+        told, figures = report(path, edited, guider, eta)
         return io.NodeOutput(
             on_wire(edited.clean),
             on_wire(path.clean),
             edited,
             mask_of(model, guider.outcome.mask, edited),
             told,
-            ui=tell(cls, told),
+            ui=tell(cls, told, figures=figures),
         )

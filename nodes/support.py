@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 import re
@@ -57,10 +58,13 @@ def fraction_input(
     tooltip: str,
     advanced: bool | None = None,
     optional: bool = False,
+    label: str | None = None,
 ) -> io.Input:
-    """A number from 0 to 1, such as a fraction of the path."""
+    """A slider from 0 to 1, such as a fraction of the path."""
     return io.Float.Input(
         name,
+        display_name=label,
+        display_mode=io.NumberDisplay.slider,
         default=default,
         min=0.0,
         max=1.0,
@@ -90,7 +94,8 @@ def check_window(start: float, end: float, names: tuple[str, str] = ("start", "e
     """Raise if a window holds no step."""
     if start >= end:
         raise ValueError(
-            f"{names[0]} {start} is not before {names[1]} {end}; the window holds no step"
+            f"{names[0]} {start:g} is not before {names[1]} {end:g}, so there is no step between "
+            f"them; lower {names[0]} or raise {names[1]}"
         )
 
 
@@ -127,8 +132,8 @@ def spacing_input() -> io.Input:
         "spacing",
         options=[*SPACINGS, *comfy.samplers.SCHEDULER_NAMES],
         default="leading",
-        tooltip="Where the steps lie on the model's noise levels. leading, trailing and linspace "
-        "are diffusers' (leading is what the papers use); the others are ComfyUI's schedulers.",
+        tooltip="Which noise levels the steps visit. leading, trailing and linspace are "
+        "diffusers' spacings (the papers use leading); the others are ComfyUI's schedulers.",
         advanced=True,
     )
 
@@ -140,8 +145,7 @@ def steps_input(default: int = 50, published: str = "the papers use 50") -> io.I
         default=default,
         min=1,
         max=999,
-        tooltip="Steps of a whole path from noise to image. More are finer and slower; "
-        f"{published}.",
+        tooltip=f"Steps from noise to picture. More is more accurate and slower; {published}.",
     )
 
 
@@ -161,7 +165,7 @@ def sigmas_input() -> io.Input:
     return io.Sigmas.Input(
         "sigmas",
         optional=True,
-        tooltip="Noise levels from a scheduler node, in place of steps and spacing.",
+        tooltip="Noise levels from a scheduler node, instead of steps and spacing.",
         advanced=True,
     )
 
@@ -172,28 +176,118 @@ def words(name: str) -> str:
     return re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced)
 
 
+def sentence(node: type[io.ComfyNode], error: ValueError) -> str:
+    """What the user reads of an error: the node's name, and what it refused."""
+    return f"{node.define_schema().display_name}: {error}."
+
+
 def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """Decorates `execute`: checks all numbers, and puts the node's name before what is refused."""
+    """Decorates `execute`: asks the node's own `known_before` check first, and shows what is
+    refused on the node, and the node's name before it."""
+    signature = inspect.signature(execute)
 
     @functools.wraps(execute)
     def named(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
         try:
             check_numbers(kwargs)
+            if check := getattr(cls.validate_inputs, "__wrapped__", None):
+                given = signature.bind(cls, *args, **kwargs)
+                given.apply_defaults()
+                check(cls, **{name: given.arguments[name] for name in parameters(check)})
             return execute(cls, *args, **kwargs)
         except ValueError as error:
-            raise ValueError(f"{cls.define_schema().display_name}: {error}.") from error
+            show(cls, f"{error}.")
+            raise ValueError(sentence(cls, error)) from error
 
     return named
 
 
-def tell(node: type[io.ComfyNode], text: str, image: Tensor | None = None) -> dict[str, Any]:
-    """Show `text`, and an IMAGE, on the node in the browser; returns both for the API's history."""
-    logging.info("%s: %s", node.define_schema().display_name, text)
+def parameters(check: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
+    """The inputs that a check of a node reads."""
+    found = dict(inspect.signature(check).parameters)
+    del found["cls"]
+    return found
+
+
+TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str}
+"""What a widget's value is, by its io_type."""
+
+
+def known_before(check: Callable[..., None]) -> Callable[..., bool | str]:
+    """Decorates `validate_inputs`: what `check` raises is refused before anything runs.
+
+    `check` names the inputs that it reads, with their defaults if they are optional. ComfyUI has
+    no value of an input that another node feeds; `check` then waits for `execute`, and
+    `names_itself`. ComfyUI does not look at the limits of the inputs that are named, so they are
+    looked at here.
+    """
+    defaults = {name: one.default for name, one in parameters(check).items()}
+
+    @functools.wraps(check)
+    def validated(cls: type[io.ComfyNode], **given: Any) -> bool | str:
+        values = defaults | given
+        widgets = [one for one in cls.define_schema().inputs if one.id in values]
+        if not all(isinstance(values[one.id], TYPES[one.io_type]) for one in widgets):
+            return True  # fed by a node, or missing or of another type, which ComfyUI says itself
+        try:
+            check_numbers(values)
+            for one in widgets:
+                check_limits(one, values[one.id])
+            check(cls, **values)
+        except ValueError as error:
+            return sentence(cls, error)
+        return True
+
+    validated.__signature__ = inspect.signature(check)  # type: ignore[attr-defined]
+    return validated
+
+
+def check_limits(widget: io.Input, value: Any) -> None:
+    """Raise if a number lies outside the limits of its widget."""
+    low, high = getattr(widget, "min", None), getattr(widget, "max", None)
+    if low is not None and high is not None and not low <= value <= high:
+        raise ValueError(f"{widget.id} is {value:g}; use {low:g} to {high:g}")
+
+
+def show(node: type[io.ComfyNode], text: str) -> None:
+    """Show `text` on the node in the browser."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node.hidden is not None and node.hidden.unique_id:
-        server.send_progress_text(text, node.hidden.unique_id)
-    shown = ui.PreviewText(text).as_dict()
-    return shown if image is None else shown | ui.PreviewImage(image, cls=node).as_dict()
+        # Nodes 2.0 reads Markdown: two spaces before the end of a line keep it.
+        server.send_progress_text(text.replace("\n", "  \n"), node.hidden.unique_id)
+
+
+def tell(
+    node: type[io.ComfyNode],
+    text: str,
+    image: Tensor | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Show `text`, and an IMAGE, on the node in the browser.
+
+    Args:
+        text: the verdict first; two lines of 45 characters fit on a node.
+        figures: the same in figures, as JSON has them; no nan or inf.
+
+    Returns:
+        All of it for the API's history: `text`, `images`, and `report` with the figures.
+    """
+    logging.info("%s: %s", node.define_schema().display_name, text.replace("\n", " "))
+    show(node, text)
+    told = ui.PreviewText(text).as_dict()
+    if figures is not None:
+        told |= {"report": [dict(figures)]}
+    return told if image is None else told | ui.PreviewImage(image, cls=node).as_dict()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 step", "2 steps"."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def cost(steps: int, evaluations: int) -> str:
+    """What a node has done, in steps and calls of the model."""
+    return f"{counted(steps, 'step')}, {counted(evaluations, 'model call')}"
 
 
 def path_sigmas(
@@ -252,15 +346,16 @@ def frame_ratio(model: ModelPatcher) -> int:
     return model.get_model_object("latent_format").temporal_downscale_ratio
 
 
-def first_step(model: ModelPatcher, sigmas: Tensor, fraction: float, name: str) -> int:
-    """The first step of a path in the part of the schedule from `fraction` on; or a clear error."""
+def first_step(model: ModelPatcher, sigmas: Tensor, fraction: float, name: str, advice: str) -> int:
+    """The first step of a path in the part of the schedule from `fraction` on.
+
+    Raises:
+        ValueError: there is none because of `name`; the sentence ends with the `advice`.
+    """
     percent_to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     steps = window(sigmas.tolist(), fraction, 1.0, percent_to_sigma)
     if not steps:
-        raise ValueError(
-            f"{name} leaves no step of {len(sigmas) - 1}; change it, or make the path with more "
-            "steps"
-        )
+        raise ValueError(f"{name} leaves no step of {len(sigmas) - 1}; {advice}")
     return steps.start
 
 
