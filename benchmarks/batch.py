@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ import nodes as comfy_nodes  # noqa: E402
 
 from ..edits.null_text import NullText  # noqa: E402
 from ..nodes import NODES  # noqa: E402
+from ..nodes.sampler import moved  # noqa: E402
 
 comfy.utils.set_progress_bar_enabled(False)
 
@@ -81,6 +82,7 @@ class Demo:
 
     Attributes:
         kind: which one, of `MODELS`.
+        moved: how far each of the edited latents has moved from its source, one tensor a walk.
     """
 
     kind: str
@@ -88,6 +90,7 @@ class Demo:
     clip: Any
     vae: Any
     counter: Counter
+    moved: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def load(cls, kind: str = "unet") -> Demo:
@@ -186,8 +189,9 @@ class Batch:
 
     def walk(self, path: DiffusionPath, **inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
         """The LATENT that our sampler makes of a path, and the mask."""
-        ways = {"positive": self.target, "negative": self.empty} | inputs
+        ways = {"positive": self.target, "negative": self.empty, "cfg": 7.5} | inputs
         latent, _, _, mask, _ = node("Sampler", model=self.demo.model, path=path, **ways)
+        self.demo.moved.append(moved(path.clean, latent["samples"]))
         return latent, mask
 
     def mask(self, **inputs: Any) -> Tensor:

@@ -1,0 +1,92 @@
+"""How far the latent moves, against what the judge and PSNR say: the sampler's thresholds.
+
+`python -m diffusion_path.benchmarks.verdicts` writes `benchmarks/results/verdicts.md` (10 minutes
+on one core). The sampler knows only how far the latent has moved, relative to the source's. It says
+"Almost nothing changed" or "Changed a little", "clearly" or "a lot" by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from statistics import fmean
+
+import torch
+
+from ..demo.judge import Judge
+from .batch import Batch, Demo
+from .edits import RESULTS, draw_edits
+from .scores import Score, score
+from .techniques import Row, diffedit, flow_edit, mdp, plain, prompt_to_prompt
+
+PER_KIND = 4
+ROWS = (
+    *(Row(f"plain, start {start}", partial(plain, start=start)) for start in (0.0, 0.4, 0.6, 0.8)),
+    *(
+        Row(f"MDP-ε, end {end}", partial(mdp, kind="MDPEpsilon", end=end))
+        for end in (0.3, 0.54, 0.8)
+    ),
+    *(
+        Row(f"MDP-x, weight {weight}", partial(mdp, kind="MDPLatent", weight=weight))
+        for weight in (0.1, 0.2, 0.5)
+    ),
+    Row("DiffEdit", diffedit),
+    *(Row(f"FlowEdit, strength {one}", partial(flow_edit, strength=one)) for one in (0.25, 0.5, 1)),
+    Row("prompt-to-prompt", prompt_to_prompt),
+)
+LIMITS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.7, float("inf"))
+
+HEAD = """\
+# What a change of the latent means
+
+{count} tune edits of the demo world under {rows} settings of six techniques, from hardly any change
+to a new picture. Moved: the norm of the latent's change over that of the source's latent, as the
+sampler computes it. Judge: how many of the pictures show the target scene in full. Outside: PSNR
+against the truth where the edit should change nothing, mean over the pictures, in dB.
+
+| moved | pictures | judge | outside |
+|---|--:|--:|--:|
+"""
+
+Figure = tuple[float, Score]
+
+
+def line(low: float, high: float, figures: Sequence[Figure]) -> str:
+    """A row of the table: the pictures that moved from `low` to `high`."""
+    scores = [one for moved, one in figures if low <= moved < high]
+    if not scores:
+        return ""
+    judge, outside = (fmean(getattr(one, key) for one in scores) for key in ("confirmed", "outside"))
+    span = f"{low:.0%} to {high:.0%}" if high < float("inf") else f"{low:.0%} or more"
+    return f"| {span} | {len(scores)} | {judge:.0%} | {outside:.1f} |\n"
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The table without its head."""
+    return "".join(line(low, high, figures) for low, high in pairwise(LIMITS))
+
+
+def main() -> None:
+    """Measure all rows, then write the table; one for each kind of edit below it."""
+    edits, judge = draw_edits("tune", PER_KIND), Judge.load()
+    figures: list[Figure] = []
+    with torch.inference_mode():
+        demo = Demo.load()
+        batch = Batch(demo, edits)
+        for row in ROWS:
+            demo.moved.clear()
+            scores = score(row.technique(batch), edits, judge)
+            moved = torch.cat(demo.moved).tolist()
+            figures += zip(moved, scores, strict=True)
+            print(f"{row.name}: {fmean(moved):.0%}, {fmean(s.confirmed for s in scores):.0%}")
+    text = HEAD.format(count=len(edits), rows=len(ROWS)) + table(figures)
+    for kind in dict.fromkeys(edit.kind for edit in edits):
+        own = [one for i, one in enumerate(figures) if edits[i % len(edits)].kind == kind]
+        text += f"\n## {kind}\n\n" + HEAD[HEAD.index("| moved") :] + table(own)
+    (RESULTS / "verdicts.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
