@@ -29,16 +29,16 @@ class EditReport(io.ComfyNode):
             node_id="DiffusionPath_EditReport",
             display_name="Edit Report",
             category=CATEGORY,
-            description="Says how far an edit changed an image, inside and outside a mask, and "
-            "shows before, after and the difference side by side.",
+            description="Reports how much an edit changed a picture, inside and outside a mask, "
+            "and shows before, after and the difference side by side.",
             search_aliases=["compare images", "PSNR", "difference", "before after"],
             inputs=[
-                io.Image.Input("before", tooltip="The image before the edit."),
-                io.Image.Input("after", tooltip="The edited image, of the same size."),
+                io.Image.Input("before", tooltip="The picture before the edit."),
+                io.Image.Input("after", tooltip="The edited picture, of the same size."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the edit belongs; outside it the report counts as background.",
+                    tooltip="Where the edit belongs. Everything outside counts as background.",
                 ),
             ],
             outputs=[

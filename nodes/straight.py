@@ -77,21 +77,22 @@ class StraightPath(io.ComfyNode):
             node_id="DiffusionPath_StraightPath",
             display_name="Path without Inversion (Straight Path)",
             category=f"{CATEGORY}/path",
-            description="Makes a path without inversion: adds noise to the image at every level, "
-            "without a model call. Use it with FlowEdit to edit an image on any model.",
+            description="Makes a path without inversion: adds noise to the picture at every "
+            "level, without a model call. Use it with FlowEdit, on any model. Start "
+            "here.",
             search_aliases=["FlowEdit", "inversion free", "flow edit", "InfEdit", "no inversion"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Model.Input("model", tooltip="The model that you will also edit with."),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt that describes the image as it is."
+                    "positive", tooltip="A prompt that describes the picture as it is."
                 ),
-                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Latent.Input("latent_image", tooltip="The picture, through VAE Encode."),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=999,
-                    tooltip="Steps from noise to image. 0 = use the number in settings.",
+                    tooltip="Steps from noise to picture. 0 = use the number in settings.",
                 ),
                 io.Combo.Input(
                     "spacing",
@@ -162,16 +163,17 @@ class DDPMInversion(io.ComfyNode):
             node_id="DiffusionPath_DDPMInversion",
             display_name="Invert with Noise (DDPM Inversion)",
             category=f"{CATEGORY}/path",
-            description="Edit-friendly DDPM inversion: finds the noise that DDPM sampling must add "
-            "at each step to make the image. Set the sampler's eta to 1 and start to about 0.36.",
+            description="Edit-friendly DDPM inversion: finds the noise that DDPM sampling must "
+            "add at each step to give the picture. Set the sampler's eta to 1 and "
+            "start to about 0.36.",
             search_aliases=["edit friendly", "DDPM inversion", "LEDITS++", "noise maps", "invert"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will also do the editing."),
+                io.Model.Input("model", tooltip="The model that you will also edit with."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="A prompt that describes the image as it is. It may be empty.",
+                    tooltip="A prompt that describes the picture as it is. It may be empty.",
                 ),
-                io.Latent.Input("latent_image", tooltip="The image, through VAE Encode."),
+                io.Latent.Input("latent_image", tooltip="The picture, through VAE Encode."),
                 steps_input(100, "the paper uses 100"),
                 cfg_input(
                     "CFG of the source prompt. Other than 1 it needs a negative and doubles the "

@@ -73,6 +73,15 @@ def test_every_input_and_output_explains_itself(comfy: Path, name: str):
         assert socket.tooltip and socket.tooltip.endswith("."), socket
 
 
+@each_node
+def test_widgets_have_labels_in_words(comfy: Path, name: str):
+    inputs = node(name).GET_SCHEMA().inputs
+    labels = [one.display_name or one.id for one in inputs]
+    assert len(set(labels)) == len(labels)
+    widgets = [one for one in inputs if hasattr(one, "socketless")]
+    assert [one.id for one in widgets if "_" in (one.display_name or one.id)] == []
+
+
 def test_no_two_nodes_have_one_name(comfy: Path):
     shown = [node(name).GET_SCHEMA().display_name for name in NAMES]
     assert len(set(shown)) == len(shown)
@@ -126,7 +135,7 @@ def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path,
                 "seed": 0,
             },
         ),
-        ("DemoModel", {"kind": "unet"}),
+        ("DemoModel", {"kind": "unet", "checkpoint": "demo (ships with the pack)"}),
         (
             "StraightPath",
             {"steps": 0, "spacing": "auto", "seed": 0, "noise": "fresh", "settings": "auto"},
