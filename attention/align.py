@@ -103,6 +103,11 @@ class Prompt:
             )
         return tuple(sorted(found))
 
+    def has(self, words: str) -> bool:
+        """Whether a word or phrase occurs."""
+        wanted = _plain(words)
+        return bool(wanted) and any(self._span(i, wanted) for i in range(len(self.words)))
+
     def _span(self, first: int, wanted: str) -> tuple[Word, ...]:
         """The words from `first` on that make `wanted`; none if they do not."""
         joined = ""
@@ -217,6 +222,22 @@ def changes(pair: PromptPair) -> list[tuple[Words, Words]]:
         found.append(((source.words[old],), (target.words[new],)))
         i, j = old + 1, new + 1
     return found + _run(source.words[i:], target.words[j:])
+
+
+def changed(pair: PromptPair) -> tuple[Words, Words]:
+    """The words of the source that change or go, and those of the target that are new.
+
+    Small words count only if nothing else changes.
+    """
+    pairs = [
+        (old, new)
+        for old, new in changes(pair)
+        if [*map(pair.source.spelling, old)] != [*map(pair.target.spelling, new)]
+    ]
+    both = [tuple(word for side in sides for word in side) for sides in zip(*pairs, strict=True)]
+    old, new = both or _NONE
+    large = [tuple(word for word in side if not _is_small(word)) for side in (old, new)]
+    return (large[0], large[1]) if any(large) else (old, new)
 
 
 def _run(old: Words, new: Words) -> list[tuple[Words, Words]]:

@@ -114,7 +114,7 @@ def _read_one(chunks: Chunks, name: str, tokenizer: Tokenizer) -> Reading:
                         f"encoder {name} reads {tokenizer.embedding_size}; take it out, or use one "
                         "that was made for this model"
                     )
-                tokens.append(_digest(token))
+                tokens.append(digest(token))
             else:
                 tokens.append(int(token))
     words: list[Word] = []
@@ -141,7 +141,7 @@ def _spelt(stretch: list[tuple[int, int]], tokenizer: Tokenizer) -> Iterator[Wor
             word = []
 
 
-def _digest(vector: Tensor) -> bytes:
+def digest(vector: Tensor) -> bytes:
     """The same for the same numbers."""
     return hashlib.sha256(vector.detach().cpu().float().contiguous().numpy().tobytes()).digest()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from ..attention.align import Prompt, PromptPair
+from ..attention.align import Prompt, PromptPair, changed
 from ..attention.plan import Attention, Watch, marks, of
 from ..core.denoiser import Query
 from ..core.edit import Edit, Need, Step
@@ -35,6 +35,7 @@ class LocalBlend(Edit):
     """
 
     hint: ClassVar[str] = "lower the threshold of Local Blend, or name more words"
+    keeps: ClassVar[str] = "raise threshold of Local Blend"
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT | Need.ATTENTION
 
     pair: PromptPair
@@ -103,33 +104,37 @@ def local_blend(
     """The edit that changes only these words.
 
     Args:
-        source_words, target_words: of the source's and of the target's prompt; one may be empty.
+        source_words, target_words: of the source's and of the target's prompt. One may be empty;
+            if both are, they are the words that differ.
         subtract_words: of either prompt; where these are, nothing changes.
     Raises:
-        ValueError: a prompt does not have a word.
+        ValueError: a prompt does not have a word, or no word differs.
     """
+    if source_words or target_words:
+        chosen = pair.source.columns(source_words), pair.target.columns(target_words)
+    else:
+        old, new = ([column for word in side for column in word.tokens] for side in changed(pair))
+        chosen = tuple(old), tuple(new)
+        if not old and not new:
+            raise ValueError(
+                "no word differs between the two prompts; name what may change in source_words or "
+                "target_words"
+            )
 
-    def watch(prompt: Prompt, words: Sequence[str], source: bool) -> Watch:
-        columns = [prompt.columns(words)]
+    def watch(prompt: Prompt, words: Sequence[int], source: bool) -> Watch:
+        columns = [words]
         if subtract_words:
-            known = [word for word in subtract_words if _has(prompt, word)]
+            known = [word for word in subtract_words if prompt.has(word)]
             columns.append(prompt.columns(known))
         return Watch(weights=marks(prompt, columns), resolution=resolution, source=source)
 
     for word in subtract_words:
-        if not _has(pair.source, word):
+        if not pair.source.has(word):
             pair.target.columns(word)
     return LocalBlend(
         pair=pair,
-        source=watch(pair.source, source_words, source=True),
-        target=watch(pair.target, target_words, source=False),
+        source=watch(pair.source, chosen[0], source=True),
+        target=watch(pair.target, chosen[1], source=False),
         threshold=threshold,
         start=start,
     )
-
-
-def _has(prompt: Prompt, word: str) -> bool:
-    try:
-        return bool(prompt.columns(word))
-    except ValueError:
-        return False

@@ -31,6 +31,7 @@ class PaintWithWords(Edit):
         columns: the phrase's tokens.
         mask: where it belongs (1 or B, height, width), 0 to 1, of the picture's proportions.
         strength: the paper's w'.
+        stretched: whether the mask is stretched over the picture, whatever its proportions.
         painted: the phrase and its mask on the device, once they are.
     """
 
@@ -41,11 +42,12 @@ class PaintWithWords(Edit):
     columns: tuple[int, ...]
     mask: Tensor
     strength: float = 0.4
+    stretched: bool = False
     painted: Painted | None = None
 
     @property
     def masks(self) -> Sequence[Tensor]:
-        return (self.mask,)
+        return () if self.stretched else (self.mask,)
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:

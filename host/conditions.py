@@ -14,11 +14,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..attention.align import Prompt
+from ..attention.plain import from_plain, to_plain
 from ..core.path import Conditioning
 from ..core.schedules import boundaries
 
 PROMPT = "diffusion_path_prompt"
 """The option of a CONDITIONING that says which text it was made of."""
+
+WORDS = "diffusion_path_words"
+"""The option of a CONDITIONING that says which words and tokens that text has."""
 
 ALIKE, MADE_OF = 0.02, 0.1
 """How far a token's embedding may be off for a conditioning to be a prompt's own: what devices,
@@ -48,8 +52,17 @@ def identity(prompt: Prompt) -> str:
 
 
 def signed(conditioning: Conditioning, prompt: Prompt) -> Conditioning:
-    """A conditioning that says which prompt it was made of."""
-    return [[one, {**options, PROMPT: identity(prompt)}] for one, options in conditioning]
+    """A conditioning that says which prompt it was made of, and which words that has."""
+    said = {PROMPT: identity(prompt), WORDS: to_plain(prompt)}
+    return [[one, {**options, **said}] for one, options in conditioning]
+
+
+def prompt_in(conditioning: Conditioning) -> Prompt | None:
+    """The prompt that a conditioning says it was made of; None if it does not say, if its
+    embedding was changed since, or if it was made of several."""
+    prompts = [from_plain(options.get(WORDS), one) for one, options in conditioning]
+    known = {identity(prompt): prompt for prompt in prompts if prompt is not None}
+    return prompts[0] if len(known) == 1 and None not in prompts else None
 
 
 def is_of(embedding: Tensor | None, options: dict[str, Any], prompt: Prompt | None) -> bool:
@@ -176,7 +189,7 @@ def scheduled(
 ) -> Conditioning:
     """Embeddings (N, B, tokens, width) as CONDITIONING, each from its own noise level on."""
     ((_, options),) = negative
-    options = {name: value for name, value in options.items() if name != PROMPT}
+    options = {name: value for name, value in options.items() if name not in (PROMPT, WORDS)}
     percents = boundaries(sigmas, model.get_model_object("model_sampling").percent_to_sigma)
     return [
         [embedding, {**options, "start_percent": start, "end_percent": end}]

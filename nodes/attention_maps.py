@@ -11,6 +11,7 @@ from ..attention.maps import attention_maps
 from ..attention.words import word_list
 from ..core.path import DiffusionPath, Source
 from ..core.schedules import window
+from ..host.conditions import prompt_in
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
 from .local_blend import resolution_input
@@ -25,6 +26,7 @@ from .support import (
     check_sampled,
     check_whole,
     check_window,
+    known_before,
     names_itself,
     shown,
     tell,
@@ -33,8 +35,17 @@ from .support import (
 )
 
 
-def prompt_of(path: DiffusionPath, prompts: PromptPair) -> Prompt:
-    """The one of two prompts that a path was made with."""
+def prompt_of(path: DiffusionPath, prompts: PromptPair | None = None) -> Prompt:
+    """The one of two prompts that a path was made with, or the one that the path itself knows."""
+    if prompts is None:
+        own = prompt_in(path.positive)
+        if own is None:
+            raise ValueError(
+                "the path does not know the words of its prompt; make it with a prompt from Prompt "
+                "Pair, or connect that Prompt Pair to prompts"
+            )
+        check_whole(uses(path.positive, own), "the path's prompt")
+        return own
     for prompt in (prompts.source, prompts.target):
         if used := uses(path.positive, prompt):
             check_whole(used, "the path's prompt")
@@ -66,22 +77,26 @@ class AttentionMaps(io.ComfyNode):
             display_name="Where the Words Are (Attention Maps)",
             category=f"{CATEGORY}/attention",
             description="Shows for each word of a path's prompt where in the picture the model "
-            "sees it, and gives the maps as masks.",
+            "sees it, and gives these attention maps as masks.",
             search_aliases=["DAAM", "heat map", "cross attention", "word mask", "P2P", "explain"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that made the path, or a relative."),
-                Path.Input("path", tooltip="The path of the picture to look at."),
+                io.Model.Input(
+                    "model", tooltip="The model that made the path, or a fine-tune of it."
+                ),
+                Path.Input("path", tooltip="The path of the picture."),
                 Prompts.Input(
                     "prompts",
-                    tooltip="The Prompt Pair of which the path was made with one: the source's for "
-                    "an inverted or recorded path, the new one for an edited path.",
+                    optional=True,
+                    tooltip="Only needed if the path was made with a prompt from another node than "
+                    "Prompt Pair: a Prompt Pair with that prompt as one of its two.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the model that made the path."),
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Words or phrases to look at, with commas between them; empty is every "
-                    "word of the prompt.",
+                    tooltip="Words or phrases to show, separated by commas. Empty = every word "
+                    "of the prompt.",
+                    placeholder="horse, meadow",
                 ),
                 resolution_input(),
                 *window_inputs(
@@ -109,14 +124,18 @@ class AttentionMaps(io.ComfyNode):
         )
 
     @classmethod
+    @known_before
+    def validate_inputs(cls, start=0.0, end=1.0) -> None:
+        check_window(start, end)
+
+    @classmethod
     @names_itself
     def execute(
-        cls, model, path, prompts, vae, words, resolution, start=0.0, end=1.0
+        cls, model, path, vae, words, resolution, prompts=None, start=0.0, end=1.0
     ) -> io.NodeOutput:
         check_cross_attention(model, "the maps are of", "an SD 1.x, SD 2.x or SDXL model")
         check_grouping(model, "Attention Maps")
         check_path(model, path)
-        check_window(start, end)
         prompt = prompt_of(path, prompts)
         shown_words = word_list(words) or every_word(prompt)
         columns = [prompt.columns(word) for word in shown_words]
@@ -124,7 +143,7 @@ class AttentionMaps(io.ComfyNode):
         steps = window(path.sigmas.tolist(), start, end, percent_to_sigma)
         if not steps:
             raise ValueError(
-                f"none of the path's {path.steps} steps begins between start {start} and end {end}"
+                f"none of the path's {path.steps} steps begins between start {start} and end {end} "
                 "; move them apart"
             )
 
@@ -158,4 +177,5 @@ class AttentionMaps(io.ComfyNode):
             ]
         )
         text = f"{len(steps)} steps, {evaluations} network evaluations; maps of {size}"
-        return io.NodeOutput(images, maps.flatten(0, 1), ui=tell(cls, text, images))
+        told = tell(cls, text, images, figures={"words": shown_words})
+        return io.NodeOutput(images, maps.flatten(0, 1), ui=told)

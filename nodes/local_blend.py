@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..attention.align import changed
 from ..attention.words import word_list
 from ..edits import local_blend
 from .support import (
@@ -11,8 +12,10 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    known_before,
     names_itself,
     prompts_input,
+    tell,
 )
 
 
@@ -20,11 +23,12 @@ def resolution_input(advanced: bool | None = None) -> io.Input:
     """Which layers' attention maps to look at."""
     return io.Int.Input(
         "resolution",
+        display_name="map size",
         default=0,
         min=0,
         max=1024,
-        tooltip="The shorter side of the attention maps to look at; 0 chooses it by the picture's "
-        "size, 16 for 512 by 512. Larger ones are finer and less sure of what is what.",
+        tooltip="Size of the attention maps (shorter side). 0 = by the picture's size: 16 for "
+        "512 x 512. Larger maps are finer and less reliable.",
         advanced=advanced,
     )
 
@@ -38,8 +42,8 @@ class LocalBlend(io.ComfyNode):
             node_id="DiffusionPath_LocalBlend",
             display_name="Change Only at Words (Local Blend)",
             category=f"{CATEGORY}/attention",
-            description="Keeps the source where the attention to the words that change is low: a "
-            "mask that the prompts find by themselves, anew at each step.",
+            description="Changes the picture only where the model sees the given words. The mask "
+            "is found from the attention and updated at every step.",
             search_aliases=["P2P", "prompt-to-prompt", "automatic mask", "keep background"],
             inputs=[
                 prompts_input(),
@@ -47,37 +51,49 @@ class LocalBlend(io.ComfyNode):
                     "source_words",
                     default="",
                     tooltip='Words of the source\'s prompt for what shall change, such as "horse"; '
-                    "with commas between them.",
+                    "with commas between them. Leave both lists empty for the words that differ "
+                    "between the two prompts.",
+                    display_name="words in the source",
                 ),
                 io.String.Input(
                     "target_words",
                     default="",
                     tooltip='Words of the new prompt for what shall come, such as "zebra"; with '
                     "commas between them.",
+                    display_name="words in the result",
                 ),
                 io.String.Input(
                     "subtract_words",
                     default="",
                     tooltip="Words of either prompt for what must stay as it is, even where the "
                     "other words are too.",
+                    display_name="words to protect",
                 ),
                 fraction_input(
                     "threshold",
                     0.3,
-                    "How strong the attention must be, in parts of its largest value, for "
-                    "a place to change. Lower lets more of the picture change.",
+                    "Attention threshold relative to the map's maximum. Lower = larger mask.",
                 ),
                 fraction_input(
                     "start",
                     0.2,
-                    "Where blending begins; 0 is the noisy end of the path. Later gives "
-                    "the attention more steps to settle, and the surroundings more freedom.",
+                    "Where blending begins: 0 = full noise, 1 = clean picture. Later gives the "
+                    "attention more steps to settle, and the surroundings more freedom.",
                 ),
                 edits_input(),
                 resolution_input(advanced=True),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    @known_before
+    def validate_inputs(cls, threshold, start) -> None:
+        if threshold >= 1:
+            raise ValueError("threshold is 1, and no attention is above it; lower it")
+        if start >= 1:
+            raise ValueError("start is 1, which leaves no step to blend after; lower it")
 
     @classmethod
     @names_itself
@@ -93,12 +109,6 @@ class LocalBlend(io.ComfyNode):
         resolution=0,
     ) -> io.NodeOutput:
         sources, targets = word_list(source_words), word_list(target_words)
-        if not sources and not targets:
-            raise ValueError("source_words and target_words are both empty; name what shall change")
-        if threshold >= 1:
-            raise ValueError("threshold is 1, and no attention is above it; lower it")
-        if start >= 1:
-            raise ValueError("start is 1, which leaves no step to blend after; lower it")
         edit = local_blend.local_blend(
             prompts,
             sources,
@@ -108,4 +118,7 @@ class LocalBlend(io.ComfyNode):
             threshold=threshold,
             start=start,
         )
-        return io.NodeOutput((*edits, edit))
+        if sources or targets:
+            return io.NodeOutput((*edits, edit))
+        old, new = (" ".join(word.text for word in side) or "–" for side in changed(prompts))
+        return io.NodeOutput((*edits, edit), ui=tell(cls, f"Words that change: {old} → {new}"))

@@ -66,12 +66,12 @@ def test_a_conditioning_of_another_prompt_shape_or_without_text_is_not_a_prompts
 
 
 def test_the_options_of_a_conditioning_are_not_changed_by_signing_it():
-    from diffusion_path.host.conditions import PROMPT, signed
+    from diffusion_path.host.conditions import PROMPT, WORDS, signed
 
     options: dict[str, Any] = {"pooled_output": embedding()}
     ((same, says),) = signed([[embedding(), options]], prompt(embedding()))
     assert options.keys() == {"pooled_output"}
-    assert says.keys() == {"pooled_output", PROMPT}
+    assert says.keys() == {"pooled_output", PROMPT, WORDS}
     assert torch.equal(same, embedding())
 
 
@@ -119,13 +119,13 @@ def test_parts_with_embeddings_of_their_own_have_no_embedding_to_replace():
 @pytest.mark.parametrize("steps", [3, 50])
 def test_each_embedding_is_in_use_at_its_own_step_only(steps: int):
     """ComfyUI drops a part before its start and after its end, in noise levels."""
-    from diffusion_path.host.conditions import PROMPT, scheduled
+    from diffusion_path.host.conditions import PROMPT, WORDS, scheduled
     from diffusion_path.nodes.support import path_sigmas
 
     model = tiny_models.sd15()
     sigmas = path_sigmas(model, steps, "leading")
     embeddings = torch.randn(steps, 1, 77, 16)
-    negative = [[embedding(), {PROMPT: "says so"}]]
+    negative = [[embedding(), {PROMPT: "says so", WORDS: {}}]]
     parts = scheduled(model, negative, embeddings, sigmas)
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     for i, sigma in enumerate(sigmas[:-1].tolist()):
@@ -136,4 +136,4 @@ def test_each_embedding_is_in_use_at_its_own_step_only(steps: int):
         ]
         assert used == [i]
         assert torch.equal(parts[i][0], embeddings[i])
-    assert all(PROMPT not in options for _, options in parts)
+    assert not any({PROMPT, WORDS} & options.keys() for _, options in parts)

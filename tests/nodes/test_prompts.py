@@ -104,7 +104,7 @@ def shape(prompt: Any) -> str:
 def test_the_prompts_are_encoded_as_clip_text_encode_does(clip: Any, prompt: str):
     import nodes
 
-    from diffusion_path.host.conditions import PROMPT
+    from diffusion_path.host.conditions import PROMPT, WORDS
 
     with torch.inference_mode():
         (wanted,) = nodes.CLIPTextEncode().encode(clip, prompt)
@@ -113,7 +113,7 @@ def test_the_prompts_are_encoded_as_clip_text_encode_does(clip: Any, prompt: str
     )
     assert len(source) == len(target) == len(wanted) == 1
     assert torch.equal(source[0][0], wanted[0][0])
-    assert source[0][1].keys() - wanted[0][1].keys() == {PROMPT}
+    assert source[0][1].keys() - wanted[0][1].keys() == {PROMPT, WORDS}
     assert wanted[0][1].keys() <= source[0][1].keys()
     assert source[0][1][PROMPT] != target[0][1][PROMPT]
     assert torch.equal(source[0][1]["pooled_output"], wanted[0][1]["pooled_output"])
