@@ -150,6 +150,11 @@ class Edit:
         """The masks (masks, height, width) that must fit the picture."""
         return ()
 
+    @property
+    def usual_cfg(self) -> float | None:
+        """The target's guidance that suits the settled edit; None is the model's own."""
+        return None
+
     def settled(self, family: str) -> Self:
         """The edit with what was left to the model's family decided."""
         return self

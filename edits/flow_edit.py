@@ -89,12 +89,18 @@ class FlowEdit(Edit):
     settings: str = "auto"
 
     def settled(self, family: str) -> Self:
-        theirs = FAMILIES[family if self.settings == "auto" else self.settings]
+        settings = family if self.settings == "auto" else self.settings
+        theirs = FAMILIES[settings]
         return replace(
             self,
+            settings=settings,
             source_cfg=theirs.source_cfg if self.source_cfg is None else self.source_cfg,
             start=theirs.start if self.start is None else self.start,
         )
+
+    @property
+    def usual_cfg(self) -> float | None:
+        return FAMILIES[self.settings].cfg
 
     @property
     def follows(self) -> float:

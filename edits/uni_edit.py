@@ -40,6 +40,10 @@ class UniEdit(Edit):
     omega: float = 5.0
 
     @property
+    def usual_cfg(self) -> float | None:
+        return 1.0
+
+    @property
     def follows(self) -> float:
         return 1 - self.alpha
 

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..core.diffusion import Mixing
+from ..core.families import USUAL, Usual
 
 UNSUPPORTED = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW")
 """ComfyUI's parametrisations whose latents are in other coordinates than `Mixing` knows."""
@@ -97,6 +98,11 @@ def family(model: ModelPatcher) -> str:
     }
     known = (name for name, fits in families.items() if fits)
     return next(known, "other flow" if mixing_of(model).flow else "SD1.5")
+
+
+def usual(model: ModelPatcher) -> Usual:
+    """How many steps, and how much guidance, are usual for a model."""
+    return USUAL[family(model)]
 
 
 def fits(mine: Any, theirs: Any) -> bool:

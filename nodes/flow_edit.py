@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..edits import flow_edit, pull_to_source, uni_edit
 from .support import (
+    AUTO,
     CATEGORY,
     check_window,
     edits_input,
@@ -16,9 +17,6 @@ from .support import (
     settings_input,
     window_inputs,
 )
-
-AUTO = -1.0
-"""The value of a number that the settings decide."""
 
 
 class FlowEdit(io.ComfyNode):

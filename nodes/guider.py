@@ -15,12 +15,14 @@ from ..core.path import DiffusionPath
 from ..host import guider as host
 from .sampler import check_start, guider_for, on_wire, walk_inputs
 from .support import (
+    AUTO,
     CATEGORY,
     PathEdits,
     fraction_input,
     known_before,
     names_itself,
     seed_input,
+    tell,
 )
 
 
@@ -109,7 +111,8 @@ class Guider(io.ComfyNode):
     ) -> io.NodeOutput:
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         noise = PathNoise(model, path, first, seed)
-        return io.NodeOutput(guider, noise, path.sigmas[first:], on_wire(path.clean))
+        told = tell(cls, f"cfg {guider.cfg:g} (auto)") if cfg == AUTO else None
+        return io.NodeOutput(guider, noise, path.sigmas[first:], on_wire(path.clean), ui=told)
 
 
 class PathSampler(io.ComfyNode):

@@ -18,12 +18,15 @@ from ..samplers.solvers import STOCHASTIC, by_ddim
 from .pictures import loss_plot
 from .sampler import own_negative
 from .support import (
+    AUTO,
     CATEGORY,
     Path,
+    auto_cfg,
     cfg_input,
     check_conditioning,
     check_path,
     check_sampled,
+    counted,
     fraction_input,
     known_before,
     names_itself,
@@ -59,6 +62,15 @@ def check_source(path: DiffusionPath) -> None:
         )
 
 
+def check_guided(cfg: float) -> None:
+    """Raise if there is no guidance to make up for."""
+    if cfg == 1:
+        raise ValueError(
+            "cfg is 1, which is no guidance, and there is nothing to optimise; "
+            "choose the scale that you will edit with, such as 7.5"
+        )
+
+
 class NullTextInversion(io.ComfyNode):
     """Make guidance retrace an inverted path."""
 
@@ -81,7 +93,10 @@ class NullTextInversion(io.ComfyNode):
                     "negative",
                     tooltip="The empty prompt. Used only if start_from is negative.",
                 ),
-                cfg_input("The CFG that you will edit with. Another CFG needs another run."),
+                cfg_input(
+                    "The CFG that you will edit with. Another CFG needs another run. -1 = the "
+                    "value that suits the model."
+                ),
                 io.Int.Input(
                     "inner_steps",
                     default=0,
@@ -149,16 +164,13 @@ class NullTextInversion(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
     @known_before
     def validate_inputs(cls, cfg) -> None:
-        if cfg == 1:
-            raise ValueError(
-                "cfg is 1, which is no guidance, and there is nothing to optimise; "
-                "choose the scale that you will edit with, such as 7.5"
-            )
+        check_guided(cfg)
 
     @classmethod
     @names_itself
@@ -182,9 +194,11 @@ class NullTextInversion(io.ComfyNode):
                 "its own at each level; connect such a path"
             )
         check_conditioning(model, negative, "negative")
+        given, cfg = cfg, auto_cfg(model, cfg)
         chosen = CHOSEN[start_from]
         inner_steps, early_stop = inner_steps or chosen[0], early_stop or chosen[1]
         model = with_gradients(model)
+        check_guided(cfg)
         from_source = start_from == "source"
         null = path.positive if from_source else negative
         if len(null) != 1:
@@ -232,13 +246,23 @@ class NullTextInversion(io.ComfyNode):
         limits = [threshold(early_stop, i, path.steps) for i in range(path.steps)]
         plot = loss_plot([tried[0] for tried in errors], [tried[-1] for tried in errors], limits)
         idle = sum(len(tried) == 1 for tried in errors)
+        exact = sum(tried[-1] <= limit for tried, limit in zip(errors, limits, strict=True))
         text = (
-            f"{path.steps} steps, {evaluations} network evaluations and {found.gradients} "
-            f"backwards; {idle} steps needed no optimisation; "
-            f"error of the last step {errors[-1][-1]:.1e}"
+            f"Exact in {exact} of {counted(path.steps, 'step')}"
+            + "; raise inner_steps" * (exact < path.steps)
+            + f"\n{counted(evaluations, 'model call')}, {counted(found.gradients, 'gradient')}"
         )
+        figures = {
+            "steps": path.steps,
+            "evaluations": evaluations,
+            "gradients": found.gradients,
+            "exact": exact,
+            "without_optimisation": idle,
+            "last_error": errors[-1][-1],
+        }
+        text += f"; cfg {cfg:g} (auto)" * (given == AUTO)
         negative = scheduled(model, null, embeddings, path.sigmas)
-        return io.NodeOutput(path, negative, plot, ui=tell(cls, text, plot))
+        return io.NodeOutput(path, negative, plot, ui=tell(cls, text, plot, figures))
 
 
 class NegativePromptInversion(io.ComfyNode):

@@ -6,25 +6,29 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..core.path import DiffusionPath
 from ..core.schedules import SPACINGS
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import PathGuider, PathSampler, run, sample
-from ..host.model import fingerprint, mixing_of
+from ..host.model import family, fingerprint, mixing_of, usual
 from ..inversion.ddim import INVERSIONS, ddim_inversion
 from .sampler import on_wire
 from .support import (
+    AUTO,
     CATEGORY,
     MASKED,
     Path,
     PathEdits,
+    auto_cfg,
     cfg_input,
     check_conditioning,
     check_edits,
     check_guidance,
     check_latent,
     check_sampled,
+    cost,
     first_step,
     fraction_input,
     known_before,
@@ -140,6 +144,7 @@ class DDIMInversion(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -176,7 +181,7 @@ class DDIMInversion(io.ComfyNode):
         solver = solver_for(model, solver, fixed_point_iterations, average, gamma)
         check_conditioning(model, positive, "positive")
         check_guidance(model, cfg, negative)
-        levels = path_sigmas(model, steps, spacing, sigmas)
+        levels = path_sigmas(model, steps or usual(model).steps, spacing, sigmas)
         advice = "raise strength, or use more steps"
         levels = levels[first_step(model, levels, 1 - strength, f"strength {strength}", advice) :]
         own, noise = own_mask(latent_image), None
@@ -213,21 +218,22 @@ class DDIMInversion(io.ComfyNode):
             edits=own,
             solver="euler" if solver == "uni" else solver,
         )
-        text = f"{path.steps} steps, {evaluations} network evaluations"
-        if solver != "euler":
-            text += f", by {solver}"
+        lines = [f"Inverted: {cost(path.steps, evaluations)}{auto_steps(model, steps, sigmas)}"]
         if own:
-            text += MASKED
+            lines.append(MASKED)
         signal = mixing_of(model).signal(float(levels[0]))
         if signal <= 0:
-            text += (
-                ". Noise at level 1 cannot be handed to ComfyUI's samplers as a latent: use the "
-                "path with the Diffusion Path Sampler or Guider, or a strength below 1"
-            )
+            lines.append("The output noise needs a strength below 1")
         start = model.model.process_latent_in(latents[0]) / (signal if signal > 0 else 1.0)
         noise = {name: value for name, value in latent_image.items() if name != "noise_mask"}
         noise |= on_wire(model.model.process_latent_out(start))
-        return io.NodeOutput(path, noise, ui=tell(cls, text))
+        figures = {"steps": path.steps, "evaluations": evaluations, "solver": solver}
+        return io.NodeOutput(path, noise, ui=tell(cls, "\n".join(lines), figures=figures))
+
+
+def auto_steps(model: ModelPatcher, steps: int, sigmas: Tensor | None) -> str:
+    """What to say of the number of steps if it was left to the model."""
+    return "" if steps or sigmas is not None else f"; as many as suit {family(model)}"
 
 
 def solver_for(
@@ -265,7 +271,10 @@ class RecordPath(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The size: an Empty Latent Image."),
                 seed_input("Seed of the noise. The same seed gives the same path."),
                 steps_input(),
-                cfg_input("Guidance scale. Higher follows the prompt more closely."),
+                cfg_input(
+                    "Guidance scale. Higher follows the prompt more closely. -1 = the value that "
+                    "suits the model."
+                ),
                 spacing_input(),
                 sigmas_input(),
                 PathEdits.Input(
@@ -282,6 +291,7 @@ class RecordPath(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The image at the path's end."),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -302,7 +312,8 @@ class RecordPath(io.ComfyNode):
         samples = check_latent(model, latent_image, empty=True)
         check_conditioning(model, positive, "positive")
         check_conditioning(model, negative, "negative")
-        levels = path_sigmas(model, steps, spacing, sigmas)
+        levels = path_sigmas(model, steps or usual(model).steps, spacing, sigmas)
+        given, cfg = cfg, auto_cfg(model, cfg)
         noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
         # a path of which only the size and the levels are known
         unknown = DiffusionPath(
@@ -329,5 +340,9 @@ class RecordPath(io.ComfyNode):
             seed=seed,
         )
         path = unknown._replace(latents=check_sampled(torch.stack(sampler.latents)))
-        text = f"{path.steps} steps, {guider.outcome.evaluations} network evaluations"
-        return io.NodeOutput(path, {**latent_image, **on_wire(path.clean)}, ui=tell(cls, text))
+        evaluations = guider.outcome.evaluations
+        text = f"Recorded: {cost(path.steps, evaluations)}{auto_steps(model, steps, sigmas)}"
+        text += f", cfg {cfg:g} (auto)" * (given == AUTO)
+        figures = {"steps": path.steps, "evaluations": evaluations, "cfg": cfg}
+        told = tell(cls, text, figures=figures)
+        return io.NodeOutput(path, {**latent_image, **on_wire(path.clean)}, ui=told)

@@ -21,9 +21,11 @@ from ..host.model import family, fingerprint, mixing_of
 from ..inversion.straight import residuals_from
 from ..samplers.solvers import by_ddim, check_eta
 from .support import (
+    AUTO,
     CATEGORY,
     Path,
     PathEdits,
+    auto_cfg,
     cfg_input,
     check_conditioning,
     check_edits,
@@ -69,7 +71,10 @@ def walk_inputs() -> list[io.Input]:
             tooltip="What the result should not show. Ignored for paths from Null-Text or "
             "Negative-Prompt Inversion: they bring their own negative.",
         ),
-        cfg_input("Guidance scale of the new prompt. Higher follows it more closely."),
+        cfg_input(
+            "Guidance scale of the new prompt. Higher follows it more closely. -1 = the value "
+            "that suits FlowEdit or Uni-Edit in the chain, or else the model."
+        ),
     ]
 
 
@@ -100,6 +105,7 @@ def guider_for(
     if own_negative(path) is not None and path.negative is not None:
         negative = path.negative
     edits = tuple(edit.settled(family(model)) for edit in edits)
+    cfg = cfg_of(model, path, cfg, edits)
     check_edits(model, (*path.edits, *edits), path, positive, recorded=False)
     if any(edit.by_ddim for edit in edits):
         path = path._replace(solver=by_ddim(path.solver))
@@ -111,6 +117,14 @@ def guider_for(
         residuals = residuals_from(mixing_of(model), path, latent_in, first)
         path = path._replace(residuals=residuals)
     return PathGuider(model, path, positive, negative, cfg, edits), first
+
+
+def cfg_of(model: ModelPatcher, path: DiffusionPath, cfg: float, edits: Edits) -> float:
+    """The target's guidance: what the path's negative was made for, or suits the edits or the
+    model, if it was left open."""
+    own = own_negative(path)
+    made = cfg == AUTO and own is not None and own.cfg != 1
+    return own.cfg if made else auto_cfg(model, cfg, edits)
 
 
 def on_wire(latent: Tensor) -> dict[str, Any]:
@@ -172,6 +186,7 @@ def report(
     figures = {
         "steps": edited.steps,
         "evaluations": outcome.evaluations,
+        "cfg": guider.cfg,
         "moved": change,
         "without_effect": idle,
         "kept_bytes": outcome.kept,
@@ -235,6 +250,7 @@ class Sampler(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -259,13 +275,14 @@ class Sampler(io.ComfyNode):
             latents=check_sampled(latents),
             positive=positive,
             negative=guider.given["negative"],
-            cfg=cfg,
+            cfg=guider.cfg,
             fingerprint=fingerprint(model),
             edits=brought(path, first),
             solver=by_ddim(guider.path.solver) if eta else guider.path.solver,
             residuals=None if residuals is None or not eta else residuals[first:],
         )
         told, figures = report(path, edited, guider, eta)
+        told += f", cfg {guider.cfg:g} (auto)" * (cfg == AUTO)
         return io.NodeOutput(
             on_wire(edited.clean),
             on_wire(path.clean),

@@ -26,13 +26,16 @@ from ..core.path import Conditioning, DiffusionPath
 from ..core.schedules import SPACINGS, spaced_sigmas, window
 from ..edits.diffedit import MaskBlend
 from ..host.conditions import is_of
-from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width
+from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width, usual
 from ..host.unet import attention_layers
 
 CATEGORY = "diffusion path"
 Path = io.Custom("DIFFUSION_PATH")
 PathEdits = io.Custom("DIFFUSION_PATH_EDITS")
 Prompts = io.Custom("DIFFUSION_PATH_PROMPTS")
+
+AUTO = -1.0
+"""The value of a number that the model or the settings decide."""
 
 
 def edits_input() -> io.Input:
@@ -113,12 +116,12 @@ def seed_input(tooltip: str, advanced: bool | None = None, optional: bool = Fals
     )
 
 
-def cfg_input(tooltip: str, default: float = 7.5, advanced: bool | None = None) -> io.Input:
-    """A guidance scale."""
+def cfg_input(tooltip: str, default: float = AUTO, advanced: bool | None = None) -> io.Input:
+    """A guidance scale; one that may be left to the model if that is its default."""
     return io.Float.Input(
         "cfg",
         default=default,
-        min=0.0,
+        min=min(default, 0.0),
         max=100.0,
         step=0.1,
         tooltip=tooltip,
@@ -138,12 +141,22 @@ def spacing_input() -> io.Input:
     )
 
 
-def steps_input(default: int = 50, published: str = "the papers use 50") -> io.Input:
-    """How many steps a whole path has."""
+def auto_cfg(model: ModelPatcher, cfg: float, edits: Edits = ()) -> float:
+    """A guidance scale; what suits the edits or else the model, if it was left open."""
+    if AUTO < cfg < 0:
+        raise ValueError(f"cfg is {cfg:g}; use 0 or more, or -1 for the value that suits the model")
+    if cfg >= 0:
+        return cfg
+    suits = (edit.usual_cfg for edit in edits)
+    return next((one for one in suits if one is not None), usual(model).cfg)
+
+
+def steps_input(default: int = 0, published: str = "0 = as many as suit the model") -> io.Input:
+    """How many steps a whole path has; a number that may be left to the model if that is 0."""
     return io.Int.Input(
         "steps",
         default=default,
-        min=1,
+        min=min(default, 1),
         max=999,
         tooltip=f"Steps from noise to picture. More is more accurate and slower; {published}.",
     )
@@ -385,7 +398,7 @@ def masks_of(mask: Tensor) -> Tensor:
     return mask.reshape(-1, height, width).clamp(0, 1)
 
 
-MASKED = ". The latent's mask will limit every edit of this path"
+MASKED = "The latent's mask limits every edit of it"
 
 
 def own_mask(latent: dict[str, Any]) -> tuple[MaskBlend, ...]:

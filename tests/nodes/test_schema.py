@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_path.core.families import USUAL
 from diffusion_path.edits.flow_edit import FAMILIES
 from diffusion_path.tests.calls import node
 from diffusion_path.tools.setup import ROOT
@@ -124,7 +125,7 @@ def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path,
         (
             "DDIMInversion",
             {
-                "steps": 50,
+                "steps": 0,
                 "spacing": "leading",
                 "strength": 1.0,
                 "fixed_point_iterations": 0,
@@ -146,13 +147,13 @@ def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path,
         ),
         (
             "NullTextInversion",
-            {"cfg": 7.5, "inner_steps": 0, "learning_rate": 0.01, "early_stop": 0.0},
+            {"cfg": -1.0, "inner_steps": 0, "learning_rate": 0.01, "early_stop": 0.0},
         ),
         (
             "NegativePromptInversion",
             {"proximal": "none", "quantile": 0.7, "reconstruction": 0.6},
         ),
-        ("RecordPath", {"seed": 0, "steps": 50, "cfg": 7.5, "spacing": "leading"}),
+        ("RecordPath", {"seed": 0, "steps": 0, "cfg": -1.0, "spacing": "leading"}),
         (
             "DiffEditMask",
             {
@@ -202,7 +203,7 @@ def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path,
         ("LocalBlend", {"subtract_words": "", "threshold": 0.3, "start": 0.2, "resolution": 0}),
         ("PaintWithWords", {"strength": 0.4}),
         ("AttentionMaps", {"words": "", "resolution": 0, "start": 0.0, "end": 1.0}),
-        ("Sampler", {"cfg": 7.5, "start": 0.0, "eta": 0.0, "seed": 0}),
+        ("Sampler", {"cfg": -1.0, "start": 0.0, "eta": 0.0, "seed": 0}),
         ("PathPreview", {"frames": 8}),
     ],
 )
@@ -226,3 +227,11 @@ def test_the_help_page_of_flow_edit_has_the_settings_of_every_family():
         name: [str(steps), spacing, *(f"{value:g}" for value in values)]
         for name, (steps, spacing, *values) in FAMILIES.items()
     }
+
+
+def test_the_help_page_of_the_sampler_has_what_is_usual_for_every_family():
+    page = (ROOT / "web" / "docs" / "DiffusionPath_Sampler.md").read_text(encoding="utf-8")
+    row = re.compile(r"^- \*\*([^*]+)\*\*.*?: (\d+) steps, `cfg` ([\d.]+)\.$", re.MULTILINE)
+    told = {name: (int(steps), float(cfg)) for name, steps, cfg in row.findall(page)}
+    assert told == USUAL
+    assert USUAL.keys() == FAMILIES.keys()

@@ -1,0 +1,34 @@
+"""What is usual for a family of models: how many steps, and how much guidance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Usual(NamedTuple):
+    """What a family takes where the user leaves it open.
+
+    Attributes:
+        steps: of a path that is inverted or recorded.
+        cfg: the guidance of a prompt, without an edit that has a value of its own.
+    """
+
+    steps: int
+    cfg: float
+
+
+USUAL = {
+    "SD1.5": Usual(28, 7.5),
+    "SDXL": Usual(28, 6.0),
+    "SD3": Usual(28, 4.5),
+    "Flux dev": Usual(28, 1.0),
+    "Flux schnell": Usual(8, 1.0),
+    "Qwen-Image": Usual(30, 4.0),
+    "Z-Image": Usual(12, 1.0),
+    "Chroma": Usual(30, 4.0),
+    "Wan": Usual(30, 6.0),
+    "demo flow": Usual(28, 4.0),
+    "other flow": Usual(28, 4.0),
+}
+"""The families are those of `edits.flow_edit.FAMILIES`. The guidance is what each model's authors
+use; the steps of SD1.5 are measured (`benchmarks/results/steps.md`)."""
