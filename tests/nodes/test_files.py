@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -378,6 +379,30 @@ def test_an_example_picture_is_what_load_image_would_load(comfy, output: Path, p
     assert torch.equal(image, theirs)
     assert torch.equal(mask, their_mask) if mask.any() else not their_mask.any()
     assert mask.any() == (picture == "masked football")
+
+
+def test_a_photo_takes_the_examples_place_and_stands_upright(comfy, output: Path):
+    from nodes import LoadImage
+    from PIL import Image
+
+    folder = output.parent / "in"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8)
+    photo = Image.fromarray(pixels)
+    turned = photo.getexif()
+    turned[0x0112] = 6  # a camera held upright
+    photo.save(folder / "photo.png", exif=turned)
+    theirs, _ = LoadImage().load_image("photo.png")
+    image, mask = results("ExamplePicture", picture="horse", photo="photo.png")
+    assert image.shape == (1, 64, 40, 3)
+    assert torch.equal(image, theirs)
+    assert not mask.any() and mask.shape == (1, 64, 40)
+
+
+def test_a_photo_that_is_none_is_refused(comfy, output: Path):
+    (output.parent / "in" / "text.png").write_text("no picture")
+    refused("ExamplePicture", "text.png", "choose another", picture="horse", photo="text.png")
+    assert "no file" in node("ExamplePicture").validate_inputs(photo="gone.png")
+    assert node("ExamplePicture").validate_inputs(photo="text.png") is True
 
 
 def test_every_picture_of_the_pack_is_offered_and_no_other_is_loaded(comfy):
