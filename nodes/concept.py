@@ -84,6 +84,7 @@ class Concept(io.ComfyNode):
             ],
             outputs=[edits_output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..edits import diffedit
 from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
+from .curves import curve_input, told_curve, weight_of
 from .pictures import heat_colours
 from .support import (
     CATEGORY,
@@ -16,6 +17,7 @@ from .support import (
     check_latent,
     check_sampled,
     check_window,
+    counted,
     downscale_ratio,
     edits_input,
     edits_output,
@@ -106,6 +108,7 @@ class DiffEditMask(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -155,11 +158,16 @@ class DiffEditMask(io.ComfyNode):
             F.interpolate(one[:, None], scale_factor=downscale_ratio(model), mode="nearest")[:, 0]
             for one in (mask, heat)
         )
-        text = f"{evaluations} network evaluations; the mask covers {float(mask.mean()):.0%}"
-        if not mask.any():
-            text += ". Nothing is masked: lower threshold, or make the two prompts differ more"
+        coverage = float(mask.mean())
+        text = f"The mask covers {coverage:.0%} of the picture"
+        if not coverage:
+            text = "Nothing is masked: lower threshold"
+        elif coverage == 1:
+            text = "Everything is masked: raise threshold"
+        text += f"\n{counted(evaluations, 'model call')}"
+        figures = {"coverage": coverage, "evaluations": evaluations}
         picture = heat_colours(heat)
-        return io.NodeOutput(mask, picture, ui=tell(cls, text, picture))
+        return io.NodeOutput(mask, picture, ui=tell(cls, text, picture, figures))
 
 
 class MaskBlend(io.ComfyNode):
@@ -190,6 +198,7 @@ class MaskBlend(io.ComfyNode):
                     advanced=True,
                 ),
                 edits_input(),
+                curve_input("for how much of the source is put back outside the mask"),
             ],
             outputs=[edits_output()],
             hidden=[io.Hidden.unique_id],
@@ -202,6 +211,12 @@ class MaskBlend(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(cls, mask, start, end, edits=()) -> io.NodeOutput:
-        edit = diffedit.MaskBlend(mask=masks_of(mask), start=start, end=end)
-        return io.NodeOutput((*edits, edit))
+    def execute(cls, mask, start, end, edits=(), weight_curve=None) -> io.NodeOutput:
+        factor = weight_of(weight_curve, start, end)
+        masks = masks_of(mask)
+        edit = diffedit.MaskBlend(mask=masks, start=start, end=end, weight_curve=factor)
+
+        def used(x: float) -> float:
+            return factor(x) if factor and start <= x < end else 0.0
+
+        return io.NodeOutput((*edits, edit), ui=told_curve(cls, factor, used))

@@ -269,5 +269,5 @@ class PathPreview(io.ComfyNode):
         latents = [frame(path, i) if i < path.steps else path.clean for i in steps]
         images = vae.decode(torch.stack(latents, dim=1).flatten(0, 1))
         videos = images.reshape(count * len(path.clean), -1, *images.shape[-3:])
-        text, shown = f"steps {steps} of {path.steps}", videos[:, 0]
-        return io.NodeOutput(videos.flatten(0, 1), ui=tell(cls, text, shown))
+        text = f"Steps {', '.join(map(str, steps))} of {path.steps}"
+        return io.NodeOutput(videos.flatten(0, 1), ui=tell(cls, text, videos[:, 0]))

@@ -119,6 +119,7 @@ class PromptPair(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod

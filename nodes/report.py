@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.utils
 import torch
 from comfy_api.latest import io
@@ -11,13 +13,20 @@ from .pictures import heat_colours, side_by_side
 from .support import CATEGORY, names_itself, tell
 
 
-def psnr(error: Tensor, where: Tensor) -> str:
-    """The peak signal-to-noise ratio of squared errors (B, H, W), over `where` (B, H, W)."""
-    area = where.sum()
-    if area == 0:
+def psnr(error: Tensor, where: Tensor) -> float | None:
+    """The peak signal-to-noise ratio in dB of squared errors (B, H, W), over `where` (B, H, W);
+    infinite without an error, None without a pixel."""
+    if not where.any():
+        return None
+    mean = (error * where).sum() / where.sum()
+    return float(-10 * torch.log10(mean))
+
+
+def decibels(value: float | None) -> str:
+    """A PSNR in words."""
+    if value is None:
         return "no pixels"
-    mean = float((error * where).sum() / area)
-    return "identical" if mean == 0 else f"{-10 * torch.log10(torch.tensor(mean)):.1f} dB"
+    return f"{value:.1f} dB" if math.isfinite(value) else "identical"
 
 
 class EditReport(io.ComfyNode):
@@ -73,21 +82,19 @@ class EditReport(io.ComfyNode):
         before = before[..., :3].cpu().expand(len(after), -1, -1, -1)
         after = after[..., :3].cpu()
         error = (after - before).square().mean(dim=-1)
-        everywhere = torch.ones_like(error)
-        lines = [f"PSNR {psnr(error, everywhere)} (higher is closer to the source)"]
+        ratios = {"psnr": psnr(error, torch.ones_like(error))}
         if mask is not None:
             inside = comfy.utils.reshape_mask(mask.cpu(), (len(after), 1, *error.shape[1:]))[:, 0]
             inside = (inside.expand_as(error) > 0.5).to(error)
-            lines = [
-                *lines,
-                f"inside the mask {psnr(error, inside)}",
-                f"background {psnr(error, 1 - inside)}",
-            ]
+            ratios |= {"inside": psnr(error, inside), "background": psnr(error, 1 - inside)}
         changed = float((error.sqrt() > 0.1).float().mean())
-        lines.append(f"{changed:.0%} of the pixels changed visibly")
-        text = "; ".join(lines)
+        names = {"psnr": "PSNR", "inside": "inside the mask", "background": "background"}
+        told = [f"{names[name]} {decibels(value)}" for name, value in ratios.items()]
+        text = f"{changed:.0%} of the pixels changed visibly\n" + "; ".join(told)
+        finite = {name: value if value != math.inf else None for name, value in ratios.items()}
+        figures = {"changed": changed, "identical": not error.any(), **finite}
         difference = heat_colours(
             error.sqrt() / error.sqrt().amax((1, 2), keepdim=True).clamp(min=0.1)
         )
         picture = side_by_side(before, after, difference)
-        return io.NodeOutput(text, picture, ui=tell(cls, text, picture))
+        return io.NodeOutput(text, picture, ui=tell(cls, text, picture, figures))

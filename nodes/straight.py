@@ -29,6 +29,7 @@ from .support import (
     check_guidance,
     check_latent,
     check_sampled,
+    cost,
     names_itself,
     own_mask,
     path_sigmas,
@@ -118,6 +119,7 @@ class StraightPath(io.ComfyNode):
             ],
             outputs=[Path.Output(display_name="path", tooltip="The image's path: for FlowEdit.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -148,10 +150,12 @@ class StraightPath(io.ComfyNode):
             fingerprint=fingerprint(model),
             edits=own_mask(latent_image),
         )
-        text = f"{path.steps} steps, no network evaluation"
+        text = f"Ready: {cost(path.steps, 0)}"
         if sigmas is None and not (steps and spacing != "auto"):
-            text += f"; settings of {name}"
-        return io.NodeOutput(path, ui=tell(cls, text + MASKED * bool(path.edits)))
+            text += f"\nSettings of {name}"
+        if path.edits:
+            text += f"\n{MASKED}"
+        return io.NodeOutput(path, ui=tell(cls, text, figures={"steps": path.steps}))
 
 
 class DDPMInversion(io.ComfyNode):
@@ -202,6 +206,7 @@ class DDPMInversion(io.ComfyNode):
                 )
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the report is told again from the cache
         )
 
     @classmethod
@@ -254,5 +259,8 @@ class DDPMInversion(io.ComfyNode):
             solver=solver,
             residuals=residuals,
         )
-        text = f"{path.steps} steps, {evaluations} network evaluations. Sample it with eta 1"
-        return io.NodeOutput(path, ui=tell(cls, text + MASKED * bool(path.edits)))
+        text = f"Ready: {cost(path.steps, evaluations)}\nSet the sampler's eta to 1"
+        if path.edits:
+            text += f"\n{MASKED}"
+        figures = {"steps": path.steps, "evaluations": evaluations}
+        return io.NodeOutput(path, ui=tell(cls, text, figures=figures))

@@ -237,8 +237,8 @@ def known_before(check: Callable[..., None]) -> Callable[..., bool | str]:
     defaults = {name: one.default for name, one in parameters(check).items()}
 
     @functools.wraps(check)
-    def validated(cls: type[io.ComfyNode], **given: Any) -> bool | str:
-        values = defaults | given
+    def validated(cls: type[io.ComfyNode], *args: Any, **given: Any) -> bool | str:
+        values = defaults | dict(zip(defaults, args, strict=False)) | given
         widgets = [one for one in cls.define_schema().inputs if one.id in values]
         if not all(isinstance(values[one.id], TYPES[one.io_type]) for one in widgets):
             return True  # fed by a node, or missing or of another type, which ComfyUI says itself

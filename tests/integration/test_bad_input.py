@@ -184,17 +184,21 @@ def test_trailing_steps_so_many_that_the_last_goes_nowhere(model, act):
 
 def test_a_strength_that_leaves_no_step(model):
     """Of four trailing steps the last begins at three quarters of the schedule."""
-    said = ("strength 0.2 leaves no step of 4", "make the path with more steps")
+    said = ("strength 0.2 leaves no step of 4", "raise strength, or use more steps")
     invert(model, *said, strength=0.2, spacing="trailing")
-    invert(model, "strength 0.0 leaves no step of 4", strength=0.0)
-    find_mask(model, "strength 0.0 leaves no step of 50", strength=0.0)
+    invert(model, "strength is 0, which leaves no step", strength=0.0)
+    find_mask(model, "strength is 0", "raise strength", strength=0.0)
+
+
+def test_an_average_of_refinements_where_there_are_none(model):
+    invert(model, "average is 2 but fixed_point_iterations is 0", average=2)
 
 
 def test_a_start_that_leaves_no_step(model, path):
     inputs = {"positive": SOURCE, "latent_image": latent(), "steps": 4, "spacing": "trailing"}
     trailing = results("DDIMInversion", model=model, **inputs)[0]
-    sample(model, trailing, "start 0.9 leaves no step of 4", start=0.9)
-    sample(model, path, "start 1.0 leaves no step of 4", start=1.0)
+    sample(model, trailing, "start 0.9 leaves no step of 4", "lower it", start=0.9)
+    sample(model, path, "start is 1, which leaves no step", "lower start", start=1.0)
 
 
 @pytest.mark.parametrize("act", [invert, record])
@@ -244,7 +248,7 @@ def test_a_window_without_a_step(comfy, name, start, end):
 
 def test_a_mask_s_window_without_a_step(comfy):
     mask = torch.ones(1, 8, 12)
-    refused("MaskBlend", "start 1.0 is not before end 1.0", mask=mask, start=1.0)
+    refused("MaskBlend", "start 1 is not before end 1", mask=mask, start=1.0)
 
 
 def test_a_report_on_pictures_of_two_sizes(comfy):
