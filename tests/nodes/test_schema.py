@@ -95,6 +95,16 @@ def test_a_node_has_a_help_page(name: str):
 
 
 @each_node
+def test_a_help_page_fits_the_panel_and_has_a_picture(name: str):
+    page = ROOT / "web" / "docs" / f"DiffusionPath_{name}.md"
+    text = page.read_text(encoding="utf-8")
+    for file in (found := re.findall(r"!\[[^]]+\]\((\S+)\)", text)):
+        assert (page.parent / file).stat().st_size < 30_000
+    assert found
+    assert [row for row in text.splitlines() if row.startswith("|") and len(row) > 45] == []
+
+
+@each_node
 def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path, name: str):
     page = (ROOT / "web" / "docs" / f"DiffusionPath_{name}.md").read_text(encoding="utf-8")
     _, _, section = page.partition("\n## Inputs\n")
