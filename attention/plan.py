@@ -114,6 +114,7 @@ class Attention:
         own: what they keep of their own beside it (T,), 0 to 1; None is nothing.
         scale: a factor for each of the target's tokens (T,); None is 1.
         self_limit: self-attention maps up to this side, for 512 x 512 pixels, are the source's.
+        self_weight: how much of these maps is the source's; the rest is their own.
         painted: phrases that are told their places, and how hard: what is added to the scores
             there, in parts of each head's largest score.
         watched: what to look at.
@@ -125,6 +126,7 @@ class Attention:
     own: Tensor | None = None
     scale: Tensor | None = None
     self_limit: int = 0
+    self_weight: float = 1.0
     painted: tuple[tuple[Painted, float], ...] = ()
     watched: tuple[Watch, ...] = ()
 

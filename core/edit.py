@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,10 @@ from typing_extensions import Self
 from .denoiser import Condition, Denoiser, Patch, Query, Seen
 from .diffusion import ddim_parts
 from .path import Conditioning, DiffusionPath, Source
+
+WeightCurve = Callable[[float], float]
+"""A factor, 0 to 1, for an edit's weight at each fraction of the model's schedule, 0 is its noisy
+end."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .denoiser import Condition
 from .diffusion import as_it_is
-from .schedules import window
+from .schedules import fraction_of, window
 
 if TYPE_CHECKING:
     from .edit import Edits
@@ -94,6 +94,7 @@ class Source:
         self._held: dict[int, Tensor] = {}
         self._between: tuple[float, Tensor] | None = None
         self._windows: dict[tuple[float, float], range] = {}
+        self._fractions: dict[int, float] = {}
 
     def latent(self, i: int) -> Tensor:
         """The source's latent (B, C, ...) at level `i`."""
@@ -140,3 +141,9 @@ class Source:
         if (start, end) not in self._windows:
             self._windows[start, end] = window(self.levels, start, end, self._percent_to_sigma)
         return self._windows[start, end]
+
+    def fraction(self, i: int) -> float:
+        """Where step `i` begins on the model's own schedule, 0 is its noisy end."""
+        if i not in self._fractions:
+            self._fractions[i] = fraction_of(self.levels[i], self._percent_to_sigma)
+        return self._fractions[i]

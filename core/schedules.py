@@ -98,6 +98,22 @@ def window(
     return range(first, max(first, _begun(levels, end, percent_to_sigma)))
 
 
+def fraction_of(level: float, percent_to_sigma: Callable[[float], float]) -> float:
+    """The fraction of the model's own schedule at which a step from a noise level begins.
+
+    The step is in `window(levels, start, end)` if `start <= fraction < end`. It is searched for,
+    because not every model's `percent_to_sigma` has an inverse.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        if level > float(percent_to_sigma(middle)) * (1 + 1e-5):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
 def _begun(
     levels: Sequence[float], fraction: float, percent_to_sigma: Callable[[float], float]
 ) -> int:

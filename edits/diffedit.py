@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ..core.denoiser import Condition, Denoiser, Query, ddim_sampling
 from ..core.diffusion import Progress, no_progress
-from ..core.edit import Edit, Step
+from ..core.edit import Edit, Step, WeightCurve
 from ..core.masks import latent_masks
 from ..core.path import Source
 
@@ -103,6 +103,8 @@ class MaskBlend(Edit):
         mask: (masks, height, width), 0 (source) to 1 (edit), of the picture's proportions: 1, or
             one for each picture, of a video also for each frame. Prepared, it is the latent's.
         start, end: the window as fractions of the model's schedule, 0 is its noisy end.
+        weight_curve: how much of the source to put back outside the mask, over that schedule;
+            None is all.
     """
 
     hint: ClassVar[str] = "make the mask larger, or lower start of the sampler"
@@ -111,6 +113,7 @@ class MaskBlend(Edit):
     mask: Tensor
     start: float = 0.0
     end: float = 1.0
+    weight_curve: WeightCurve | None = None
 
     @property
     def masks(self) -> Sequence[Tensor]:
@@ -126,7 +129,10 @@ class MaskBlend(Edit):
     def latent(self, step: Step, x: Tensor) -> Tensor:
         if step.index not in self.steps(step.source):
             return x
-        return self.mask * x + (1 - self.mask) * step.after
+        mask = self.changes(step)
+        return mask * x + (1 - mask) * step.after
 
     def changes(self, step: Step) -> Tensor:
-        return self.mask
+        if self.weight_curve is None:
+            return self.mask
+        return 1 - self.weight_curve(step.source.fraction(step.index)) * (1 - self.mask)

@@ -1,7 +1,8 @@
 """MDP (Wang et al., TMLR 2024, arXiv 2303.16765): manipulate one thing of each step in a window.
 
 A is the source path with its prompt, B the edit; `w` is the weight of A, which is
-`weight * curve`, and 0 outside the window. At w = 0 a step is left exactly as it was.
+`weight * curve * weight_curve`, and 0 outside the window. At w = 0 a step is left exactly as it
+was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Query
 from ..core.diffusion import derivative
-from ..core.edit import Edit, Need, Step
+from ..core.edit import Edit, Need, Step, WeightCurve
 from ..core.path import Source
 
 Curve = Literal["constant", "linear", "cosine", "exponential"]
@@ -44,6 +45,7 @@ class MDP(Edit):
         weight: of the source, 0 (no edit of the path) to 1 (the source's own).
         curve: how the weight falls over the window.
         start, end: the window as fractions of the model's schedule, 0 is its noisy end.
+        weight_curve: a factor of the weight over that schedule; None is 1.
     """
 
     hint: ClassVar[str] = "lower the weight or the end of the MDP edit"
@@ -53,6 +55,7 @@ class MDP(Edit):
     curve: Curve = "constant"
     start: float = 0.0
     end: float = 0.5
+    weight_curve: WeightCurve | None = None
 
     def steps(self, source: Source) -> range:
         return source.window(self.start, self.end)
@@ -62,7 +65,10 @@ class MDP(Edit):
         active = self.steps(step.source)
         if step.index not in active:
             return 0.0
-        return self.weight * curve_value(self.curve, (step.index - active.start) / len(active))
+        w = self.weight * curve_value(self.curve, (step.index - active.start) / len(active))
+        if self.weight_curve is not None:
+            w *= self.weight_curve(step.source.fraction(step.index))
+        return w
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from ..attention.align import Alignment, Prompt, PromptPair
 from ..attention.plan import Attention, of
 from ..core.denoiser import Query
-from ..core.edit import Edit, Need, Step
+from ..core.edit import Edit, Need, Step, WeightCurve
 from ..core.path import Source
 
 Window = tuple[float, float]
@@ -34,7 +34,10 @@ class PromptToPrompt(Edit):
         words: other windows for the tokens of single words.
         self_limit: self-attention maps up to this side, in a picture of 512 x 512, are injected;
             the paper's code has 16, that of null-text inversion 32.
-        plans: what is injected, by the windows that are open, on the device once it is.
+        weight_curve: how much of what is injected is the source's, over the schedule; the rest is
+            the target's own. None is all.
+        plans: what is injected, by that weight and the windows that are open, on the device once it
+            is.
     """
 
     hint: ClassVar[str] = 'lower "keep layout until" or "keep shapes until" of Prompt-to-Prompt'
@@ -47,7 +50,8 @@ class PromptToPrompt(Edit):
     self_replace: Window = (0.0, 0.4)
     words: tuple[tuple[tuple[int, ...], Window], ...] = ()
     self_limit: int = 32
-    plans: dict[tuple[bool, ...], Attention] = field(default_factory=dict, repr=False)
+    weight_curve: WeightCurve | None = None
+    plans: dict[tuple[float, ...], Attention] = field(default_factory=dict, repr=False)
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
@@ -65,7 +69,7 @@ class PromptToPrompt(Edit):
         return range(min(part.start for part in active), max(part.stop for part in active))
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
-        needed = {self._open(source, i) for i in range(source.path.steps)}
+        needed = {self._now(source, i) for i in range(source.path.steps)}
         return replace(self, plans={now: self._plan(device, dtype, *now) for now in needed})
 
     def queries(self, step: Step) -> Sequence[Query]:
@@ -82,24 +86,27 @@ class PromptToPrompt(Edit):
             mapper=plan.mapper,
             own=plan.own,
             self_limit=plan.self_limit,
+            self_weight=plan.self_weight,
         )
 
     def plan(self, step: Step) -> Attention:
         """What is injected at a step."""
-        return self.plans[self._open(step.source, step.index)]
+        return self.plans[self._now(step.source, step.index)]
 
-    def _open(self, source: Source, index: int) -> tuple[bool, ...]:
-        """Which of the windows are open at a step of the path."""
-        return tuple(index in source.window(*ends) for ends in self.windows)
+    def _now(self, source: Source, index: int) -> tuple[float, ...]:
+        """The weight of each of the windows at a step of the path, 0 where it is not open."""
+        curve = self.weight_curve
+        weight = 1.0 if curve is None else curve(source.fraction(index))
+        return tuple(weight * (index in source.window(*ends)) for ends in self.windows)
 
     def _plan(
-        self, device: torch.device, dtype: torch.dtype, cross: bool, own_self: bool, *words: bool
+        self, device: torch.device, dtype: torch.dtype, cross: float, own_self: float, *words: float
     ) -> Attention:
-        alpha = torch.full(self.alignment.new.shape, float(cross))
-        for (columns, _), active in zip(self.words, words, strict=True):
-            alpha[list(columns)] = float(active)
+        alpha = torch.full(self.alignment.new.shape, cross)
+        for (columns, _), weight in zip(self.words, words, strict=True):
+            alpha[list(columns)] = weight
         alpha[self.alignment.new] = 0.0
-        injected = Attention(self_limit=self.self_limit if own_self else 0)
+        injected = Attention(self_limit=self.self_limit if own_self else 0, self_weight=own_self)
         if not alpha.any():
             return injected
         own = (1 - alpha).to(device, dtype) if bool((alpha < 1).any()) else None

@@ -229,7 +229,8 @@ class AttentionControl:
         v: Tensor,
         options: dict[str, Any],
     ) -> Tensor:
-        """The target's maps are the source's if its queries and keys are."""
+        """The target's maps are the source's if its queries and keys are. Elsewhere in the call
+        `injected` and `own` are the same."""
         if self.idle:
             return unchanged(theirs, q, k, v, options)
         size = size_of(options)
@@ -239,9 +240,13 @@ class AttentionControl:
                 raise ValueError(REGROUPED_TOKENS)
             injection = self._injection("attn1", layer, q, k, target, source)
             if injection is not None and target:
+                weight = self.attention.self_weight
+                own = None if weight == 1 else unchanged(theirs, q, k, v, options)
                 q, k = q.clone(), k.clone()
                 for part in target:
                     q[part], k[part] = injection
+                injected = unchanged(theirs, q, k, v, options)
+                return injected if own is None else torch.lerp(own, injected, weight)
         return unchanged(theirs, q, k, v, options)
 
     def cross_attention(

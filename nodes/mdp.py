@@ -7,6 +7,7 @@ from typing import ClassVar
 from comfy_api.latest import io
 
 from ..edits import mdp
+from .curves import curve_input, told_curve, weight_of
 from .support import (
     CATEGORY,
     check_window,
@@ -60,6 +61,7 @@ class MDPNode(io.ComfyNode):
                     "gives the new prompt more freedom.",
                 ),
                 edits_input(),
+                curve_input("by which the source weight is multiplied"),
             ],
             outputs=[edits_output()],
             hidden=[io.Hidden.unique_id],
@@ -72,9 +74,15 @@ class MDPNode(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(cls, weight, curve, start, end, edits=()) -> io.NodeOutput:
-        edit = cls.EDIT(weight=weight, curve=curve, start=start, end=end)
-        return io.NodeOutput((*edits, edit))
+    def execute(cls, weight, curve, start, end, edits=(), weight_curve=None) -> io.NodeOutput:
+        factor = weight_of(weight_curve, start, end)
+        edit = cls.EDIT(weight=weight, curve=curve, start=start, end=end, weight_curve=factor)
+
+        def used(x: float) -> float:
+            falling = weight * mdp.curve_value(curve, (x - start) / (end - start))
+            return falling * factor(x) if factor and start <= x < end else 0.0
+
+        return io.NodeOutput((*edits, edit), ui=told_curve(cls, factor, used))
 
 
 class MDPEpsilon(MDPNode):

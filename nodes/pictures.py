@@ -97,3 +97,24 @@ def loss_plot(before: Sequence[float], after: Sequence[float], limits: Sequence[
         draw.text((left + 90 * number, 12), name, colour)
     draw.text((left + 300, 12), "mean squared error of each step", "black")
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]
+
+
+def curve_plot(values: Sequence[float]) -> Tensor:
+    """A weight, 0 to 1, over the path from noise to picture, as an IMAGE (1, H, W, 3)."""
+    width, height, left, right, top, bottom = 320, 160, 28, 12, 12, 28
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+
+    def place(across: float, value: float) -> tuple[float, float]:
+        y = height - bottom - value * (height - top - bottom)
+        return left + across * (width - left - right), y
+
+    for value in (0.0, 0.5, 1.0):
+        draw.line((place(0, value), place(1, value)), "#dddddd")
+        draw.text((left - 6, place(0, value)[1]), f"{value:g}", "black", anchor="rm")
+    points = [place(i / (len(values) - 1), value) for i, value in enumerate(values)]
+    draw.polygon([place(0, 0), *points, place(1, 0)], "#d7e6f2")
+    draw.line(points, "#1b6ca8", width=2)
+    draw.text((left, height - bottom / 2), "noise", "black", anchor="lm")
+    draw.text((width - right, height - bottom / 2), "picture", "black", anchor="rm")
+    return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..attention import align
 from ..attention.words import word_values, word_windows
 from ..edits import prompt_to_prompt
+from .curves import curve_input, told_curve, weight_of
 from .support import (
     CATEGORY,
     check_window,
@@ -121,6 +122,7 @@ class PromptToPrompt(io.ComfyNode):
                     advanced=True,
                     display_name="attention of padding",
                 ),
+                curve_input("for how much of the source's attention is used"),
             ],
             outputs=[edits_output()],
             hidden=[io.Hidden.unique_id],
@@ -151,22 +153,31 @@ class PromptToPrompt(io.ComfyNode):
         self_start=0.0,
         self_limit=32,
         padding=PADDING[0],
+        weight_curve=None,
     ) -> io.NodeOutput:
         alignment = ALIGN[mode](prompts)
         if padding == "by position":
             alignment = align.padding_by_position(prompts, alignment)
+        windows = [(cross_start, cross_replace), (self_start, self_replace)]
+        active = [(start, end) for start, end in windows if start < end] or [(0.0, 1.0)]
+        factor = weight_of(weight_curve, min(active)[0], max(end for _, end in active))
         edit = prompt_to_prompt.PromptToPrompt(
             pair=prompts,
             alignment=alignment,
-            cross_replace=(cross_start, cross_replace),
-            self_replace=(self_start, self_replace),
+            cross_replace=windows[0],
+            self_replace=windows[1],
             words=tuple(
                 (prompts.target.columns(word), (first, last))
                 for word, first, last in word_windows(word_overrides)
             ),
             self_limit=self_limit,
+            weight_curve=factor,
         )
-        return io.NodeOutput((*edits, edit))
+
+        def used(x: float) -> float:
+            return factor(x) if factor and any(a <= x < b for a, b in active) else 0.0
+
+        return io.NodeOutput((*edits, edit), ui=told_curve(cls, factor, used))
 
 
 class Reweight(io.ComfyNode):
