@@ -19,7 +19,8 @@ function findChromium() {
 }
 
 // Opens the front end at `url` and hands its page to `use`; `errors` collects what goes wrong in it.
-export async function withFrontEnd(url, use) {
+// `prepare` gets the page while it is still empty.
+export async function withFrontEnd(url, use, prepare = async () => {}) {
   // A first visit opens the template browser over everything; this is not one.
   await fetch(`${url}/settings/Comfy.TutorialCompleted`, { method: 'POST', body: 'true' })
   const browser = await chromium.launch({ executablePath: findChromium(), args: FLAGS })
@@ -31,6 +32,7 @@ export async function withFrontEnd(url, use) {
     page.on('console', (message) => {
       if (message.type() === 'error') errors.push(`${message.text()} (${message.location().url})`)
     })
+    await prepare(page)
     await page.goto(url)
     await page.waitForFunction(
       () => window.app?.extensionManager?.spinner === false && !document.querySelector('.p-blockui-mask')

@@ -129,6 +129,11 @@ def test_the_node_shows_what_becomes_of_each_word(clip: Any):
         "PromptPair", clip=clip, source_prompt="a red horse", target_prompt="a red big zebra"
     )
     assert text(output).splitlines()[1:] == ["a red", "· horse → big zebra"]
+    assert output.ui["report"][0]["words"] == [
+        [["a"], ["a"]],
+        [["red"], ["red"]],
+        [["horse"], ["big", "zebra"]],
+    ]
 
 
 @pytest.mark.parametrize("model", ["sd1", "sdxl"])

@@ -38,9 +38,15 @@ export function addDrawing(node, name, read, draw) {
     content.replaceChildren(...draw(node, JSON.parse(state)))
     app.canvas.setDirty(true, true)
   }
+  let wanted = 0
+  new ResizeObserver(() => {
+    if (!content.offsetHeight && content.childElementCount) return // out of sight: as it was
+    wanted = content.offsetHeight
+    app.canvas.setDirty(true, true)
+  }).observe(content)
   const height = () => {
     const limit = parseInt(getComputedStyle(element).maxHeight) || Infinity
-    return content.childElementCount ? Math.min(content.offsetHeight, limit) + 2 * MARGIN : 0
+    return wanted && Math.min(wanted, limit) + 2 * MARGIN
   }
   const widget = node.addDOMWidget(`$$${name}`, 'diffusion_path', element, {
     serialize: false, // it has no value: the node's own inputs have

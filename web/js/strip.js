@@ -5,7 +5,7 @@ import { addDrawing, make, origin, outputOf, pictureAddress, setValue, valueOf }
 // The inputs where an edit's window begins and ends; null is the path's own end.
 const WINDOWS = {
   DiffusionPath_PromptToPrompt: [
-    ['cross_start', 'cross_replace', 'words'],
+    ['cross_start', 'cross_replace', 'layout'],
     ['self_start', 'self_replace', 'shapes']
   ],
   DiffusionPath_Concept: [['warm_up', 'end']],
@@ -48,7 +48,8 @@ function barsOf(edit) {
 function bar(edit, start, end, what) {
   const [from, to] = [valueOf(edit, start), end ? valueOf(edit, end) : 1]
   if (from === undefined && to === undefined) return null
-  const name = what ? `${edit.title}: ${what}` : edit.title
+  const title = edit.title.replace(/ \(.*\)$/, '') // the paper's name would not fit
+  const name = what ? `${title}: ${what}` : title
   return { id: edit.id, name, start, end, from: Math.max(from ?? 0, 0), to: to ?? 1 }
 }
 

@@ -53,7 +53,7 @@ function lengths(old, fresh) {
 // Which words became which on a Prompt Pair: as it found when it ran, or as the typed texts say.
 function changes(node) {
   const typed = PROMPTS.map((name) => valueOf(node, name))
-  const told = outputOf(node).words
+  const told = outputOf(node).report?.[0].words
   const isTold = (text, k) =>
     text === undefined || /\{.*\}/s.test(text) || plain(wordsOf(text)) === plain(told.flatMap((words) => words[k]))
   if (told && typed.every(isTold)) return told
@@ -129,6 +129,12 @@ function sliders(node) {
   return text === undefined ? [] : targetWords(node).map((word) => [word, factorOf(text, word)])
 }
 
+// The words that Attention Maps has looked at, and its pictures: all words of one, then the next.
+function maps(node) {
+  const { report, images = [] } = outputOf(node)
+  return { words: report?.[0].words ?? [], images }
+}
+
 // Shows a word's maps large, one for each picture, with all words to go on to.
 function showLarge(words, images, shown) {
   const dialog = make('dialog', 'dp-large')
@@ -138,6 +144,7 @@ function showLarge(words, images, shown) {
     dialog.replaceChildren(make('div', 'dp-maps', {}, ...pictures), ...wordButtons(words, show, word))
   }
   dialog.addEventListener('click', (event) => event.target.closest('button') || dialog.close())
+  dialog.addEventListener('keydown', (event) => event.stopPropagation()) // not the front end's shortcuts
   dialog.addEventListener('close', () => dialog.remove())
   document.body.append(dialog)
   show(shown)
@@ -157,7 +164,7 @@ const DRAWINGS = {
   DiffusionPath_Reweight: ['sliders', sliders, (node, rows) => rows.flatMap((row) => sliderRow(node, ...row))],
   DiffusionPath_AttentionMaps: [
     'maps',
-    (node) => (({ words = [], images = [] }) => ({ words, images }))(outputOf(node)),
+    maps,
     (node, { words, images }) => wordButtons(words, (word) => showLarge(words, images, word))
   ]
 }
