@@ -78,7 +78,16 @@ class AttentionMaps(io.ComfyNode):
             category=f"{CATEGORY}/attention",
             description="Shows for each word of a path's prompt where in the picture the model "
             "sees it, and gives these attention maps as masks.",
-            search_aliases=["DAAM", "heat map", "cross attention", "word mask", "P2P", "explain"],
+            search_aliases=[
+                "DAAM",
+                "heat map",
+                "cross attention",
+                "mask from prompt",
+                "text to mask",
+                "segment by text",
+                "P2P",
+                "explain",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that made the path, or a fine-tune of it."

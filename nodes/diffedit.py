@@ -48,7 +48,16 @@ class DiffEditMask(io.ComfyNode):
             description="Finds the part of a picture that a change of prompt affects, by "
             "comparing the model's predictions for both prompts. The mask fits every "
             "node that takes one.",
-            search_aliases=["DiffEdit", "FastDiffEdit", "automatic mask", "text mask", "segment"],
+            search_aliases=[
+                "DiffEdit",
+                "FastDiffEdit",
+                "mask from prompt",
+                "text to mask",
+                "segment by text",
+                "clipseg",
+                "clip seg",
+                "automatic mask",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model whose predictions are compared."),
                 io.Conditioning.Input(
@@ -182,7 +191,7 @@ class MaskBlend(io.ComfyNode):
             description="Changes the picture only inside a mask: after each step the source is "
             "put back outside it (DiffEdit). If end is 1, the result outside the "
             "mask equals the source.",
-            search_aliases=["DiffEdit", "keep background", "inpaint", "blended diffusion"],
+            search_aliases=["inpainting", "DiffEdit", "keep background", "blended diffusion"],
             inputs=[
                 io.Mask.Input(
                     "mask",

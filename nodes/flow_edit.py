@@ -185,7 +185,7 @@ class PullToSource(io.ComfyNode):
             category=f"{CATEGORY}/edits",
             description="RF-Inversion's controller: pulls the prediction toward the source image "
             "during a part of the path.",
-            search_aliases=["RF-Inversion", "rf inversion eta", "fluxtapoz", "keep structure"],
+            search_aliases=["RF-Inversion", "rf inversion", "fluxtapoz", "keep structure"],
             inputs=[
                 fraction_input(
                     "eta",

@@ -44,7 +44,14 @@ class LocalBlend(io.ComfyNode):
             category=f"{CATEGORY}/attention",
             description="Changes the picture only where the model sees the given words. The mask "
             "is found from the attention and updated at every step.",
-            search_aliases=["P2P", "prompt-to-prompt", "automatic mask", "keep background"],
+            search_aliases=[
+                "P2P",
+                "prompt-to-prompt",
+                "mask from prompt",
+                "text to mask",
+                "segment by text",
+                "keep background",
+            ],
             inputs=[
                 prompts_input(),
                 io.String.Input(

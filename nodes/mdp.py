@@ -107,7 +107,7 @@ class MDPCondition(MDPNode):
         "moods and attributes. Where a model cannot mix embeddings, it mixes predictions, with one "
         "more model call per step."
     )
-    ALIASES: ClassVar = ["MDP-c", "prompt interpolation", "prompt mixing"]
+    ALIASES: ClassVar = ["MDP-c", "style", "mood", "mix prompts", "prompt interpolation"]
 
 
 class MDPLatent(MDPNode):

@@ -54,7 +54,16 @@ class DDIMInversion(io.ComfyNode):
             category=f"{CATEGORY}/path",
             description="Finds the diffusion path that leads from noise to your picture. Edit "
             "the picture by sampling from this path with another prompt.",
-            search_aliases=["invert image", "unsample", "reverse ode", "AIDI", "real image edit"],
+            search_aliases=[
+                "unsampler",
+                "noise inversion",
+                "invert image",
+                "rf inversion",
+                "ledits",
+                "reverse ode",
+                "AIDI",
+                "real image edit",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that you will also edit with."),
                 io.Conditioning.Input(

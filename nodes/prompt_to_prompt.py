@@ -41,7 +41,13 @@ class PromptToPrompt(io.ComfyNode):
             category=f"{CATEGORY}/attention",
             description="Changes words and keeps the layout: the words of the new prompt get the "
             "attention that the source's words have, for a part of the sampling.",
-            search_aliases=["P2P", "prompt2prompt", "cross attention control", "word swap"],
+            search_aliases=[
+                "P2P",
+                "prompt2prompt",
+                "swap",
+                "replace object",
+                "cross attention control",
+            ],
             inputs=[
                 prompts_input(),
                 io.Combo.Input(
@@ -191,7 +197,14 @@ class Reweight(io.ComfyNode):
             category=f"{CATEGORY}/attention",
             description="Makes words of the new prompt stronger or weaker by scaling their "
             "attention. After Prompt-to-Prompt, everything else stays as it was.",
-            search_aliases=["P2P", "equalizer", "word weight", "emphasis", "attention scale"],
+            search_aliases=[
+                "P2P",
+                "prompt weight",
+                "emphasis",
+                "slider",
+                "equalizer",
+                "attention scale",
+            ],
             inputs=[
                 prompts_input(),
                 io.String.Input(

@@ -206,7 +206,19 @@ class Sampler(io.ComfyNode):
             description="Samples the path of a picture again with a new prompt and applies a "
             "chain of edits at every step. Without edits it samples the new prompt "
             "from the source's own noise.",
-            search_aliases=["edit image", "MDP", "DiffEdit", "path sampler", "image editing"],
+            search_aliases=[
+                "edit image",
+                "edit photo",
+                "change prompt",
+                "replace object",
+                "image to image",
+                "img2img",
+                "SDEdit",
+                "MDP",
+                "DiffEdit",
+                "path sampler",
+                "image editing",
+            ],
             inputs=[
                 *walk_inputs(),
                 fraction_input(
