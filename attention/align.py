@@ -162,7 +162,7 @@ def replace(pair: PromptPair) -> Alignment:
     if len(source) != len(target):
         raise ValueError(
             f"replace needs as many words in both prompts, and the source has {len(source)}, "
-            f"the target {len(target)}; use refine"
+            f"the target {len(target)}; use auto"
         )
     mapper = _special_tokens(pair)
     _hand_over(mapper, source, target)

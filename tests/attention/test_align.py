@@ -115,7 +115,7 @@ def test_words_of_as_many_tokens_are_replaced_token_by_token():
 
 
 def test_replace_refuses_another_number_of_words():
-    with pytest.raises(ValueError, match=r"the source has 2, the target 3; use refine$"):
+    with pytest.raises(ValueError, match=r"the source has 2, the target 3; use auto$"):
         replace(pair("a horse", "a red horse"))
 
 

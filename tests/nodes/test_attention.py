@@ -419,7 +419,7 @@ def test_prompt_to_prompt_refuses(demo: Demo):
     def act(*said: str, **inputs: Any) -> None:
         refused_pair(demo, "PromptToPrompt", *said, **inputs)
 
-    act("the source has 7, the target 8", "use refine", target=NEW, mode="replace")
+    act("the source has 7, the target 8", "use auto", target=NEW, mode="replace")
     said = "cross_start 0.8 is not before cross_replace 0.8; the window holds no step"
     act(said, cross_start=0.8)
     act("self_start 0.5 is not before self_replace 0.4", self_start=0.5)
@@ -446,7 +446,6 @@ def test_local_blend_refuses(demo: Demo):
         words = {"source_words": "apple", "target_words": "pear"}
         refused_pair(demo, "LocalBlend", *said, **(words | inputs))
 
-    act("source_words and target_words are both empty", source_words=" ", target_words=",")
     act('"pear" is not in the prompt "a red apple', source_words="pear")
     act('"aple" is not in the prompt', target_words="aple")
     act('"sky" is not in the prompt', subtract_words="sky")
