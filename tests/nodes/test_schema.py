@@ -110,7 +110,9 @@ def test_the_help_page_lists_every_input_with_its_default_and_range(comfy: Path,
     _, _, section = page.partition("\n## Inputs\n")
     told = {}
     for row in re.finditer(
-        r"^- (\*\*.+?)(?: \((.*?)\))?: ", section.split("\n## ")[0], re.MULTILINE
+        r"^- ((?:\*\*[^*]+\*\*(?: `\w+`)?(?:, )?)+)(?: \((.*?)\))?: ",
+        section.split("\n## ")[0],
+        re.MULTILINE,
     ):
         ids = re.findall(r"`(\w+)`", row[1]) or re.findall(r"\*\*(\w+)\*\*", row[1])
         told |= {input_id: (row[2] or "", index) for index, input_id in enumerate(ids)}
