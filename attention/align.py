@@ -89,7 +89,7 @@ class Prompt:
             return tuple(sorted({column for one in words for column in self.columns(one)}))
         wanted = _plain(words)
         if not wanted:
-            raise ValueError("a word to look for is empty; write a word of the prompt")
+            raise ValueError("one of the words is empty; write a word of the prompt")
         found = {
             column
             for first in range(len(self.words))
@@ -161,8 +161,8 @@ def replace(pair: PromptPair) -> Alignment:
     source, target = pair.source.words, pair.target.words
     if len(source) != len(target):
         raise ValueError(
-            f"replace needs as many words in both prompts, and the source has {len(source)}, "
-            f"the target {len(target)}; use auto"
+            f"replace needs the same number of words in both prompts, but the source has "
+            f"{len(source)}, the target {len(target)}; use auto"
         )
     mapper = _special_tokens(pair)
     _hand_over(mapper, source, target)

@@ -73,7 +73,7 @@ class Watch:
             there = ", ".join(map(str, sides))
             raise ValueError(
                 f"no attention layer has resolution {self.resolution} for a picture of this size; "
-                f"choose one of {there}, or 0 to have it chosen"
+                f"choose one of {there}, or 0 for the default"
             )
         return sides[self.resolution]
 

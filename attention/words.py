@@ -66,7 +66,7 @@ def read(text: Mapping[str, Chunks], tokenizers: Mapping[str, Tokenizer | None])
         tokenizer = tokenizers.get(name)
         if tokenizer is None or not _spells_words(tokenizer):
             raise ValueError(
-                f"the CLIP's text encoder {name} is not of CLIP's own kind, and models that read "
+                f"the CLIP's text encoder {name} is not a CLIP text model, and models that use "
                 f"it have no cross-attention to control; {OTHER_CLIP}"
             )
         readings.append(_read_one(chunks, name, tokenizer))

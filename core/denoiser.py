@@ -20,7 +20,7 @@ Patch = Any
 """What to change inside the network during one query, such as `attention.plan.Attention`."""
 
 Seen = Mapping[Any, Tensor]
-"""What patches have looked at, by what they asked for."""
+"""What patches have measured, by the name they asked for."""
 
 
 @dataclass(frozen=True, eq=False)

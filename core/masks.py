@@ -32,8 +32,8 @@ def check_mask(mask: Tensor, path: DiffusionPath, frame_ratio: int | None = None
         raise ValueError(f"the mask holds {masks} masks for {batch} images; give 1 or {batch}")
     if abs(height * columns - width * rows) > max(height, width):
         raise ValueError(
-            f"the mask is {width} x {height}, which has not the proportions of the path's "
-            f"{columns} x {rows} latent; make the mask from the same picture"
+            f"the mask is {width} x {height}, but the path's latent is "
+            f"{columns} x {rows}; make the mask with the picture's proportions"
         )
 
 

@@ -113,7 +113,7 @@ class Source:
         i, residuals = self.index(sigma), self.path.residuals
         if residuals is None or abs(self.levels[i] - sigma) > sigma * 1e-4:
             raise ValueError(
-                f"the path has no noise for level {sigma:.4g}; walk it at its own noise levels"
+                f"the path has no noise for level {sigma:.4g}; sample it at its own noise levels"
             )
         return residuals[i].to(self.latent(i))
 

@@ -39,7 +39,7 @@ def spaced_sigmas(table: Tensor, steps: int, spacing: str, flow: bool = False) -
         timesteps = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
         if timesteps[-1] == 0 and not flow:
             raise ValueError(
-                f"steps is {steps}, but trailing spacing ends in a step that goes nowhere beyond "
+                f"steps is {steps}, but trailing spacing repeats a noise level with more than "
                 f"{2 * total // 3}; use fewer, or leading spacing"
             )
     elif spacing == "linspace":

@@ -109,13 +109,13 @@ class FlowEdit(Edit):
     def check(self, path: DiffusionPath) -> None:
         if path.solver == "sde-dpm++":
             raise ValueError(
-                "FlowEdit needs steps that do not depend on the one before, and those of solver "
+                "FlowEdit needs steps that do not depend on earlier ones, but those of solver "
                 "sde-dpm++ do; make the path with solver ddpm"
             )
         if self.average > 1 and (path.residuals is not None or not is_independent(path)):
             kind = "only one" if path.residuals is None else "noise of its own at each step"
             raise ValueError(
-                f"FlowEdit averages over {self.average} noises, and this path has {kind}; set "
+                f"FlowEdit averages {self.average} noise samples, but this path has {kind}; set "
                 "average to 1, or take a Straight Path with fresh noise"
             )
 

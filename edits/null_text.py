@@ -19,7 +19,7 @@ class Found(NamedTuple):
 
     Attributes:
         embeddings: one for each step of the path (N or 1, B or 1, tokens, width).
-        cfg: the guidance with which they lead back to the source; 1 is any.
+        cfg: the CFG with which they reproduce the source; 1 is any.
     """
 
     embeddings: Tensor

@@ -391,7 +391,7 @@ class ComfyDenoiser:
         """Aliases the weights for as long, those of ControlNets too, and calls PyTorch's attention.
 
         Args:
-            sparing: whether to compute again on the way back what takes memory to keep; by
+            sparing: whether to compute again in the backward pass what takes memory to store; by
                 default where memory is short.
         Raises:
             ValueError: some of the weights are not where they are computed with.

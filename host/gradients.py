@@ -1,6 +1,6 @@
 """What a network needs for a backward pass through it: ordinary weights, and memory.
 
-Under ComfyUI weights are inference tensors, which autograd refuses to keep for the way back. An
+Under ComfyUI weights are inference tensors, which autograd cannot store for the backward pass. An
 alias of the same memory, made outside inference mode, it takes.
 """
 
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 def ordinary_weights(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, weights that are inference tensors are replaced by ordinary ones, without a copy.
 
-    Afterwards the very same tensors as before are back in their places.
+    Restores the original tensors on exit.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     try:
@@ -54,7 +54,7 @@ def alias(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
-    """Inside, the network's blocks compute again on the way back what they have not kept.
+    """Inside, the network's blocks compute again in the backward pass what they have not stored.
 
     That takes a third more time and a fraction of the memory (Chen et al. 2016, arXiv 1604.06174).
     """
@@ -101,7 +101,7 @@ def _forgetful(forward: Any, in_place: bool, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def norms_keep_copies(network: nn.Module) -> Iterator[None]:
-    """Inside, a norm reads a copy of its input, which it needs on the way back.
+    """Inside, a norm reads a copy of its input, which its backward pass needs.
 
     Flux and its kin add what follows to that input, in place.
     """

@@ -34,7 +34,7 @@ def mixing_of(model: ModelPatcher) -> Mixing:
     for kind in UNSUPPORTED:
         if kind in kinds:
             raise ValueError(
-                f"the model samples in {kind} coordinates, which have no diffusion path; "
+                f"the model samples in {kind} coordinates, which this pack does not support; "
                 "use an EPS or V model (SD1.x, SD2.x, SDXL) or a flow model (SD3, Flux)"
             )
     scale = float(getattr(sampling, "noise_scale", 1.0))
@@ -56,7 +56,7 @@ def text_width(model: ModelPatcher) -> int | None:
 
 
 def fingerprint(model: ModelPatcher) -> dict[str, Any]:
-    """What two models must share for one to walk the other's path.
+    """What two models must share for one to sample the other's path.
 
     Fine-tunes, merges and LoRAs of one family share it, so that a path made with one can be
     edited with another. What they predict may differ; the noise levels they know may not. Holds

@@ -1,4 +1,4 @@
-"""Null-text inversion (Mokady et al., CVPR 2023, arXiv 2211.09794): guidance that leads back.
+"""Null-text inversion (Mokady et al., CVPR 2023, arXiv 2211.09794): CFG that reproduces.
 
 A path inverted without guidance is not retraced with guidance. For each step of it, from noisy to
 clean, an embedding is found for the unconditional prediction such that the guided step lands on
@@ -68,7 +68,7 @@ def null_text_inversion(
         condition: the source prompt.
         null: the negative to start from: the paper's is the empty prompt.
         from_source: whether that is the source prompt itself.
-        cfg: the guidance that shall lead back; made by the model's own guidance functions.
+        cfg: the CFG to reproduce the picture with; made by the model's own guidance functions.
         inner_steps: at most as many iterations a step.
         optimizer: "adam" is the reference's; "line search" needs a fraction of its evaluations.
         learning_rate: Adam's at the noisy end; at the clean end it is half of this.
@@ -100,7 +100,7 @@ def null_text_inversion(
                 tell=partial(tell, progress, step, range(i * inner_steps, (i + 1) * inner_steps)),
             )
             embedding, uncond = look.embedding, look.uncond
-            del look  # and what it has kept for its way back
+            del look  # and what it stores for the backward pass
             x = step.land(uncond)
             embeddings.append(embedding.cpu())
             losses.append(tried)
@@ -137,7 +137,7 @@ class GuidedStep:
     cond: Tensor | None = None
 
     def look(self, embedding: Tensor) -> Look:
-        """Try an embedding, and keep the way back."""
+        """Try an embedding, and store what the backward pass needs."""
         with torch.enable_grad():
             embedding = embedding.detach().clone().requires_grad_()
             null = self.denoiser.with_embedding(self.null, embedding)
@@ -182,7 +182,7 @@ class Look:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """The gradient of the loss (B, tokens, width); the way back is gone then.
+        """The gradient of the loss (B, tokens, width); the backward pass can run once.
 
         Backwards goes a vector of the size that half precision likes best.
         """

@@ -26,6 +26,7 @@ from .support import (
     check_sampled,
     check_whole,
     check_window,
+    counted,
     known_before,
     names_itself,
     shown,
@@ -185,6 +186,8 @@ class AttentionMaps(io.ComfyNode):
                 for heat, word in zip(heats, shown_words, strict=True)
             ]
         )
-        text = f"{len(steps)} steps, {evaluations} network evaluations; maps of {size}"
+        text = (
+            f"{counted(len(steps), 'step')}, {counted(evaluations, 'model call')}; maps of {size}"
+        )
         told = tell(cls, text, images, figures={"words": shown_words})
         return io.NodeOutput(images, maps.flatten(0, 1), ui=told)

@@ -1,4 +1,4 @@
-"""Nodes that make guidance lead back to the source: null-text and negative-prompt inversion."""
+"""Nodes with which sampling with CFG reproduces the source: null-text and negative-prompt."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ def check_eta(has_noise: bool, eta: float) -> None:
     """
     if has_noise and 0 < eta < 1:
         raise ValueError(
-            f"eta is {eta:g}, but the noise of this path belongs to eta 1; set eta to 1, or to 0 "
-            "to leave its noise out"
+            f"eta is {eta:g}, but the noise of this path needs eta 1; set eta to 1, or to 0 "
+            "to sample without its noise"
         )
 
 

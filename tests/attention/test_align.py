@@ -398,7 +398,7 @@ def test_an_empty_prompt_has_no_words_and_an_empty_word_is_none():
     ):
         prompt("").columns("horse")
     with pytest.raises(
-        ValueError, match=r"^a word to look for is empty; write a word of the prompt$"
+        ValueError, match=r"^one of the words is empty; write a word of the prompt$"
     ):
         prompt("a horse").columns(" ")
 

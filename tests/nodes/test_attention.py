@@ -260,7 +260,7 @@ def test_what_an_edit_costs_is_what_the_sampler_reports(demo: Demo, edits, evalu
             "Sampler", model=demo.model, path=demo.path, edits=chain(pair, *edits), **prompts
         )
     assert asked.evaluations == evaluations
-    assert f"{evaluations} network evaluations" in text(output)
+    assert f"{evaluations} model calls" in text(output)
     assert asked.calls == STEPS  # all of a step in one call
 
 
@@ -362,7 +362,7 @@ def test_each_word_has_its_map_as_a_picture_and_as_a_mask(demo: Demo):
         output = maps_of(demo)
     images, maps = output.args
     assert asked.evaluations == STEPS
-    assert f"{STEPS} network evaluations" in text(output) and "16 x 16" in text(output)
+    assert f"{STEPS} model calls" in text(output) and "16 x 16" in text(output)
     words = ["a", "red", "apple", "on", "blue", "background"]
     assert maps.shape == (2 * len(words), 128, 128)
     assert len(images) == len(maps) and images.shape[2] == 256  # enlarged, with a strip below

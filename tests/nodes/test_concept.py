@@ -130,7 +130,7 @@ def test_a_concept_costs_one_evaluation_a_step(
         output = call("Sampler", **demo.inputs(demo.concept(mask=mask), **given))
     assert asked.evaluations == evaluations * STEPS
     assert asked.calls == calls * STEPS
-    assert f"{evaluations * STEPS} network evaluations" in text(output)
+    assert f"{evaluations * STEPS} model calls" in text(output)
 
 
 # beside others

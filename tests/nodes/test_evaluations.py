@@ -1,4 +1,4 @@
-"""What a technique costs: network evaluations, counted at the network itself."""
+"""What a technique costs: model calls, counted at the network itself."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cost(name: str, model: Any, **inputs: Any) -> float:
     """The evaluations of a node, which must be what it reports."""
     with network_calls(model, BATCH) as calls:
         output = call(name, model=model, **inputs)
-    reported = re.search(r"(\d+) network evaluations", text(output))
+    reported = re.search(r"(\d+) model calls?", text(output))
     assert reported and int(reported[1]) == calls.evaluations, text(output)
     return calls.evaluations
 

@@ -312,7 +312,7 @@ def test_text_encoders_that_are_not_clips_are_refused(comfy: Path):
     refused(
         clip_of(SD3Tokenizer()),
         "a horse",
-        "the CLIP's text encoder t5xxl is not of CLIP's own kind, and models that read it have no "
+        "the CLIP's text encoder t5xxl is not a CLIP text model, and models that use it have no "
         "cross-attention to control; use the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint",
     )
 
