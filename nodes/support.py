@@ -184,9 +184,11 @@ def sigmas_input() -> io.Input:
 
 
 def words(name: str) -> str:
-    """A class's name as words: "PromptToPrompt" is "Prompt to Prompt"."""
+    """A class's name as words: "PaintWithWords" is "Paint with Words"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced)
+    return re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced).replace(
+        "Prompt to Prompt", "Prompt-to-Prompt"
+    )
 
 
 def sentence(node: type[io.ComfyNode], error: ValueError) -> str:

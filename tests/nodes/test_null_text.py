@@ -240,12 +240,14 @@ def test_the_negative_drives_comfyuis_own_sampler(family: Family, way: str):
 def test_it_costs_what_it_says(sd15: Family):
     for name in WAYS:
         way = sd15.way(name)
-        said = re.search(r"(\d+) network evaluations and (\d+) backwards", text(way.output))
+        said = re.search(r"(\d+) model calls, (\d+) gradient", text(way.output))
         assert said and int(said[1]) == way.calls.evaluations
     with network_calls(sd15.model, 2) as calls:
         output = sd15.invert(early_stop=1.0)
     assert calls.evaluations == STEPS
-    assert f"{STEPS} network evaluations and 0 backwards; {STEPS} steps needed" in text(output)
+    assert text(output) == f"Exact in {STEPS} of {STEPS} steps\n{STEPS} model calls, 0 gradients"
+    (figures,) = output.ui["report"]
+    assert figures["evaluations"] == STEPS and figures["without_optimisation"] == STEPS
 
 
 def test_where_a_patch_may_tell_a_negative_from_a_positive_the_source_is_asked_as_both(
@@ -263,10 +265,13 @@ def test_where_a_patch_may_tell_a_negative_from_a_positive_the_source_is_asked_a
 def test_the_sampler_uses_the_embeddings_by_itself_in_place_of_its_negative(sd15: Family):
     path = sd15.way("negative").path
     other = tiny_models.conditioning(16, TOKENS, seed=7)
-    output = call("Sampler", model=sd15.model, path=path, positive=sd15.source, negative=other)
+    prompts = {"positive": sd15.source, "negative": other}
+    output = call("Sampler", model=sd15.model, path=path, cfg=7.5, **prompts)
     latent = output.args[0]["samples"]
-    assert torch.equal(latent, edited(sd15.model, path, sd15.source, sd15.negative))
-    assert "the path's own embeddings, made for cfg 3" in text(output)
+    assert torch.equal(latent, edited(sd15.model, path, sd15.source, sd15.negative, cfg=7.5))
+    assert "The path's negative was made for cfg 3" in text(output)
+    output = call("Sampler", model=sd15.model, path=path, **prompts)
+    assert "negative is not used: the path has its own" in text(output)
     late = results(
         "Sampler",
         model=sd15.model,

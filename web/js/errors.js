@@ -1,9 +1,9 @@
 // The pack's error sentences, where people see them: in a toast, and on the node that refused.
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
+import { nodeOf, showText, textOf } from './reports.js'
 
 const OURS = 'DiffusionPath_'
-const TEXT = '$$node-text-preview' // the widget in which the front end shows a node's text
 const LIFE = 20_000
 
 // The nodes whose text is an error, until the next run.
@@ -13,9 +13,8 @@ const failed = new Set()
 function show(id, sentence) {
   const [, summary, detail] = sentence.trim().match(/^(.*?): (.*)$/s) ?? [null, 'Diffusion Path', sentence]
   app.extensionManager.toast.add({ severity: 'error', summary, detail, life: LIFE })
-  api.dispatchCustomEvent('progress_text', { nodeId: String(id), text: detail })
-  const node = app.canvas.graph?.getNodeById(String(id).split(':').at(-1))
-  if (node?.type.startsWith(OURS)) failed.add(node)
+  showText(id, detail)
+  failed.add(nodeOf(id))
 }
 
 // What ComfyUI has refused before running; it says the same of each input that a check reads.
@@ -30,7 +29,7 @@ function showRefused(refused = {}) {
 
 function forget() {
   for (const node of failed) {
-    const widget = node.widgets?.find(({ name }) => name === TEXT)
+    const widget = node && textOf(node)
     if (widget) node.removeWidget(widget)
   }
   failed.clear()
