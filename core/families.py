@@ -18,8 +18,8 @@ class Usual(NamedTuple):
 
 
 USUAL = {
-    "SD1.5": Usual(28, 7.5),
-    "SDXL": Usual(28, 6.0),
+    "SD1.5": Usual(50, 7.5),
+    "SDXL": Usual(50, 6.0),
     "SD3": Usual(28, 4.5),
     "Flux dev": Usual(28, 1.0),
     "Flux schnell": Usual(8, 1.0),
@@ -31,4 +31,5 @@ USUAL = {
     "other flow": Usual(28, 4.0),
 }
 """The families are those of `edits.flow_edit.FAMILIES`. The guidance is what each model's authors
-use; the steps of SD1.5 are measured (`benchmarks/results/steps.md`)."""
+use; the steps of SD1.5 and of the demo's flow model are measured (`benchmarks/results/steps.md`),
+and SDXL follows SD1.5."""
