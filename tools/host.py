@@ -174,10 +174,10 @@ class Server:
         return {
             node: [
                 self._request("/view?" + urllib.parse.urlencode(image))
-                for image in output["images"]
+                for image in pictures_in(output)
             ]
             for node, output in history["outputs"].items()
-            if output.get("images")
+            if pictures_in(output)
         }
 
     def interrupt(self) -> None:
@@ -242,6 +242,11 @@ class Server:
 
     def _log_tail(self) -> str:
         return "Its last words:\n" + "\n".join(self.log.splitlines()[-30:])
+
+
+def pictures_in(output: dict[str, Any]) -> list[dict[str, str]]:
+    """The pictures in a node's output; of Compare Images the former ones, then the latter."""
+    return [one for kind in ("images", "a_images", "b_images") for one in output.get(kind) or ()]
 
 
 # The server is on this machine: no proxy that the environment may name.

@@ -1,51 +1,106 @@
-"""The example workflows' thumbnails: what goes in and what comes out, made by running them."""
+"""The example workflows' thumbnails, made by running them: square, with what was and what is."""
 
 from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from .host import Server, Workflow
 from .workflows import EXAMPLE_PICTURE, examples, twin_of
 
-HEIGHT = 256
-GAP = 6
+SIDE = 384
+LABEL = 44
+"""The height of the strip below a thumbnail's picture."""
+LINE = 4
 
 
-def pictures_of(server: Server, workflow: Workflow) -> list[Image.Image]:
-    """The pictures that a workflow loads, then those that it shows, from left to right; those of
-    its Edit Report alone where it has one, for that shows the loaded picture too."""
-    shown = server.images(server.run(workflow))
-    given = [node for node in shown if workflow[node]["class_type"] == EXAMPLE_PICTURE]
-    loaded: list[Image.Image] = [
-        Image.open(io.BytesIO(picture)) for node in given for picture in shown.pop(node)
+def label_of(name: str) -> str:
+    """The technique in an example's name, or what it does if it names none."""
+    words = name.removesuffix(".app")[3:]
+    return words.partition("-")[2].replace("_", " ") or words.replace("_", " ")
+
+
+def square(picture: Image.Image) -> Image.Image:
+    """The middle of a picture, as large as a thumbnail."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    middle = picture.convert("RGB").crop((left, top, left + side, top + side))
+    return middle.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def split(before: Image.Image, after: Image.Image) -> Image.Image:
+    """One picture above the diagonal, the other below."""
+    upper = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(upper).polygon([(0, 0), (SIDE, 0), (0, SIDE)], fill=255)
+    both = Image.composite(square(before), square(after), upper)
+    ImageDraw.Draw(both).line([(SIDE, 0), (0, SIDE)], fill="white", width=LINE)
+    return both
+
+
+def tiles(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures in as many columns as rows, or one more."""
+    columns = next(n for n in range(1, len(pictures) + 1) if n * n >= len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    side = (SIDE - LINE * (columns - 1)) // columns
+    top = (SIDE - rows * (side + LINE) + LINE) // 2
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        tile = square(picture).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (column * (side + LINE), top + row * (side + LINE)))
+    return sheet
+
+
+def cells(grid: Image.Image, inputs: dict[str, Any]) -> list[Image.Image]:
+    """The pictures that ComfyUI's Image Grid has put together."""
+    width, height = inputs["cell_width"] + inputs["padding"], inputs["cell_height"] + inputs["padding"]
+    return [
+        grid.crop((x, y, x + inputs["cell_width"], y + inputs["cell_height"]))
+        for y in range(0, grid.height - inputs["cell_height"] + 1, height)
+        for x in range(0, grid.width - inputs["cell_width"] + 1, width)
     ]
-    shown = {node: pictures for node, pictures in shown.items() if ":" not in node}  # no subgraph's
-    reports = {node for node in shown if "Report" in workflow[node]["class_type"]}
-    made: list[Image.Image] = [
-        Image.open(io.BytesIO(picture))
-        for node in sorted(reports or shown, key=int)
-        for picture in shown[node]
-    ]
-    return made if reports else loaded + made
 
 
-def strip(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one height side by side on white."""
-    scaled = [
-        picture.convert("RGB").resize(
-            (round(picture.width * HEIGHT / picture.height), HEIGHT), Image.Resampling.LANCZOS
-        )
-        for picture in pictures
-    ]
-    width = sum(picture.width + GAP for picture in scaled) - GAP
-    sheet = Image.new("RGB", (width, HEIGHT), "white")
-    left = 0
-    for picture in scaled:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP
+def labelled(picture: Image.Image, label: str) -> Image.Image:
+    """A picture with its label over the lower edge."""
+    size = 30
+    while (font := ImageFont.load_default(size)).getlength(label) > SIDE - 20:
+        size -= 1
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle([0, SIDE - LABEL, SIDE, SIDE], fill=(24, 24, 27))
+    draw.text((SIDE / 2, SIDE - LABEL / 2), label, "white", font, anchor="mm")
+    return picture
+
+
+def thumbnail(server: Server, workflow: Workflow, history: dict[str, Any], name: str) -> Image.Image:
+    """What an example has compared, or its grid's pictures, or all that it shows."""
+    shown = {
+        node: [Image.open(io.BytesIO(picture)) for picture in pictures]
+        for node, pictures in server.images(history).items()
+        if ":" not in node  # no subgraph's
+    }
+    kinds = {body["class_type"]: node for node, body in workflow.items()}
+    if compared := shown.get(kinds.get("ImageCompare", "")):
+        picture = split(compared[0], compared[-1])
+    elif grid := kinds.get("ImageGrid"):
+        picture = tiles(cells(shown[kinds["SaveImage"]][0], workflow[grid]["inputs"]))
+    else:
+        first = [kinds[EXAMPLE_PICTURE]] if EXAMPLE_PICTURE in kinds else []
+        picture = tiles([one for node in (*first, *shown) for one in shown.pop(node, ())][:4])
+    return labelled(picture, label_of(name))
+
+
+def contact_sheet(pictures: list[Image.Image], columns: int = 6) -> Image.Image:
+    """Thumbnails in rows, on white."""
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (SIDE + 8), rows * (SIDE + 8)), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (4 + column * (SIDE + 8), 4 + row * (SIDE + 8)))
     return sheet
 
 
@@ -54,9 +109,10 @@ def main() -> None:
     with Server() as server:
         for example in examples():
             workflow = json.loads(twin_of(example).read_text())
-            thumbnail = example.with_suffix(".jpg")
-            strip(pictures_of(server, workflow)).save(thumbnail, quality=92)
-            print(f"{thumbnail.parent.name}/{thumbnail.name}")
+            history = server.run(workflow, timeout=3600)
+            file = Path(f"{str(example).removesuffix('.json')}.jpg")
+            thumbnail(server, workflow, history, example.stem).save(file, quality=90)
+            print(f"{file.parent.name}/{file.name}", flush=True)
 
 
 if __name__ == "__main__":

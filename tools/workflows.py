@@ -18,7 +18,7 @@ EXAMPLES = ROOT / "example_workflows"
 TWINS = EXAMPLES / "api"
 BROWSER = ROOT / "tests" / "browser"
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE", "BOUNDING_BOXES"}
 EXAMPLE_PICTURE = "DiffusionPath_ExamplePicture"
 NOTES = ("Note", "MarkdownNote")
 
@@ -31,6 +31,12 @@ def examples() -> list[Path]:
 def twin_of(example: Path) -> Path:
     """The API twin of an example workflow."""
     return TWINS / example.name
+
+
+def models_of(example: Path) -> list[dict[str, str]]:
+    """The models that an example needs, each with its file's name, address and folder."""
+    nodes = json.loads(example.read_text())["nodes"]
+    return [model for node in nodes for model in node["properties"].get("models", [])]
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Workflow:
@@ -117,13 +123,18 @@ def inputs_of(node: dict[str, Any], info: dict[str, Any], graph: Graph) -> dict[
     """A node's inputs: the values of its widgets, then its links, which win."""
     values = iter(node.get("widgets_values") or [])
     # A workflow saved before an input was added has no value for it.
-    inputs = {name: next(values, default) for name, default in widgets_of(info, values)}
+    inputs = {name: plain(next(values, default)) for name, default in widgets_of(info, values)}
     if left := list(values):
         raise ValueError(f"node {node['id']} ({node['type']}) has values without a widget: {left}")
     for slot in node.get("inputs", []):
         if origin := graph.origin(slot.get("link")):
             inputs[slot["name"]] = origin
     return inputs
+
+
+def plain(value: Any) -> Any:
+    """A widget's value as the API has it: a list alone would be a link."""
+    return {"__value__": value} if isinstance(value, list) else value
 
 
 def widgets_of(info: dict[str, Any], values: Iterator[Any]) -> Iterator[tuple[str, Any]]:
