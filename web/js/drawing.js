@@ -26,7 +26,8 @@ export function make(tag, className, attributes = {}, ...children) {
 }
 
 // Draws on a node what `draw(node, state)` makes, again whenever `read(node)` has another state.
-export function addDrawing(node, name, read, draw) {
+// The label is for apps, which can show the drawing as "$$name".
+export function addDrawing(node, name, label, read, draw) {
   const content = make('div', 'dp-content')
   const element = make('div', `dp-drawing dp-${name}`, {}, content)
   let drawn
@@ -55,6 +56,7 @@ export function addDrawing(node, name, read, draw) {
     getMaxHeight: height
   })
   widget.serialize = false
+  widget.label = label
   element.addEventListener('wheel', passOn)
   after(node, 'onAdded', () => {
     drawings.add(update)

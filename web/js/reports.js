@@ -28,12 +28,17 @@ export function showText(id, text) {
   widget.options.getMinHeight = () => LINE * lines.reduce((sum, one) => sum + one) + ENDS
 }
 
+// Whether a run was of this workflow: the same nodes under the same numbers.
+function isHere({ prompt }) {
+  const nodes = Object.entries(prompt[2]).filter(([id]) => !id.includes(':'))
+  return nodes.every(([id, { class_type }]) => app.rootGraph.getNodeById(id)?.type === class_type)
+}
+
 // What the nodes of this workflow said in their last runs, as [id, output], the newest last.
 async function lastOutputs() {
   const answer = await api.fetchApi(`/history?max_items=${RUNS}`)
-  const runs = Object.values(await answer.json())
-  const here = runs.filter(({ prompt }) => prompt[3].extra_pnginfo?.workflow?.id === app.rootGraph.id)
-  return here.flatMap(({ prompt, outputs }) =>
+  const runs = Object.values(await answer.json()).filter(isHere)
+  return runs.flatMap(({ prompt, outputs }) =>
     Object.entries(outputs).filter(([id]) => prompt[2][id]?.class_type.startsWith(OURS))
   )
 }
@@ -43,6 +48,8 @@ let isRestored = false
 app.registerExtension({
   name: 'DiffusionPath.Reports',
   setup() {
+    const style = '.dom-widget .break-all { word-break: normal; overflow-wrap: anywhere }' // whole words
+    document.head.append(Object.assign(document.createElement('style'), { textContent: style }))
     api.addEventListener('executed', ({ detail: { display_node, node, output } }) => {
       const id = display_node ?? node
       if (output?.text && nodeOf(id)) showText(id, output.text[0])

@@ -98,7 +98,6 @@ function drag(event, edit, input, side, { from, to }) {
     const fraction = Math.min(Math.max((clientX - left) / width, lowest), highest)
     setValue(edit, input, Number(rounded(fraction).toFixed(2)))
   }
-  event.preventDefault()
   strip.setPointerCapture(event.pointerId)
   strip.addEventListener('pointermove', move)
   const stop = () => strip.removeEventListener('pointermove', move)
@@ -135,6 +134,8 @@ app.registerExtension({
     document.head.append(make('style', '', { textContent: STYLE }))
   },
   nodeCreated(node) {
-    if (node.comfyClass === 'DiffusionPath_PathPreview') addDrawing(node, 'strip', read, draw)
+    if (node.comfyClass === 'DiffusionPath_PathPreview') {
+      addDrawing(node, 'strip', 'where each edit works', read, draw)
+    }
   }
 })

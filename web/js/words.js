@@ -50,12 +50,20 @@ function lengths(old, fresh) {
   return table
 }
 
+// A prompt as it is typed: on the node itself, or on the String node that it is wired to.
+function promptOf(node, name) {
+  const from = origin(node, name)
+  return from?.type.startsWith('Primitive') ? from.widgets?.[0]?.value : valueOf(node, name)
+}
+
 // Which words became which on a Prompt Pair: as it found when it ran, or as the typed texts say.
 function changes(node) {
-  const typed = PROMPTS.map((name) => valueOf(node, name))
+  const typed = PROMPTS.map((name) => promptOf(node, name))
   const told = outputOf(node).report?.[0].words
   const isTold = (text, k) =>
-    text === undefined || /\{.*\}/s.test(text) || plain(wordsOf(text)) === plain(told.flatMap((words) => words[k]))
+    text === undefined ||
+    /\{.*\}/s.test(text) || // chosen anew at each run
+    plain(wordsOf(text)) === plain(told.flatMap((words) => words[k]))
   if (told && typed.every(isTold)) return told
   return difference(...typed.map((text) => wordsOf(text ?? '')))
 }
@@ -64,9 +72,11 @@ function chip(words, kind) {
   return make('span', `dp-chip dp-${kind}`, {}, words.join(' '))
 }
 
+const isSame = ([old, fresh]) => plain(old) === plain(fresh)
+
 // An old word above the new one that it became, with a line between them.
 function column([old, fresh]) {
-  const same = plain(old) === plain(fresh)
+  const same = isSame([old, fresh])
   const title = same ? '' : `${old.join(' ') || 'new'} → ${fresh.join(' ') || 'gone'}`
   const line = make('span', old.length && fresh.length ? 'dp-line' : 'dp-gap')
   return make(
@@ -160,10 +170,21 @@ function wordButtons(words, click, shown) {
 }
 
 const DRAWINGS = {
-  DiffusionPath_PromptPair: ['pair', changes, (node, found) => found.map(column)],
-  DiffusionPath_Reweight: ['sliders', sliders, (node, rows) => rows.flatMap((row) => sliderRow(node, ...row))],
+  DiffusionPath_PromptPair: [
+    'pair',
+    'which words change',
+    changes,
+    (node, found) => (found.every(isSame) ? [] : found.map(column))
+  ],
+  DiffusionPath_Reweight: [
+    'sliders',
+    'more or less of each word',
+    sliders,
+    (node, rows) => rows.flatMap((row) => sliderRow(node, ...row))
+  ],
   DiffusionPath_AttentionMaps: [
     'maps',
+    'the map of a word, large',
     maps,
     (node, { words, images }) => wordButtons(words, (word) => showLarge(words, images, word))
   ]
