@@ -140,9 +140,9 @@ class PromptToPrompt(io.ComfyNode):
         cls, cross_replace, self_replace, word_overrides, cross_start=0.0, self_start=0.0
     ) -> None:
         if cross_replace:
-            check_window(cross_start, cross_replace, ("keep layout from", "keep layout until"))
+            check_window(cross_start, cross_replace, ('"keep layout from"', '"keep layout until"'))
         if self_replace:
-            check_window(self_start, self_replace, ("keep shapes from", "keep shapes until"))
+            check_window(self_start, self_replace, ('"keep shapes from"', '"keep shapes until"'))
         word_windows(word_overrides)
 
     @classmethod

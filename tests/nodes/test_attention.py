@@ -53,7 +53,7 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def demo(comfy: Path) -> Demo:
     model, clip, vae, _ = results("DemoModel")
-    source, negative, _ = results("PromptPair", clip=clip, source_prompt=APPLE, target_prompt="")
+    negative, source, _ = results("PromptPair", clip=clip, source_prompt="", target_prompt=APPLE)
     demo = Demo(model, clip, vae, source, negative, None)
     return demo._replace(path=demo.record(2))
 
@@ -420,9 +420,8 @@ def test_prompt_to_prompt_refuses(demo: Demo):
         refused_pair(demo, "PromptToPrompt", *said, **inputs)
 
     act("the source has 7, the target 8", "use auto", target=NEW, mode="replace")
-    said = "cross_start 0.8 is not before cross_replace 0.8; the window holds no step"
-    act(said, cross_start=0.8)
-    act("self_start 0.5 is not before self_replace 0.4", self_start=0.5)
+    act('"keep layout from" 0.8 is not before "keep layout until" 0.8', cross_start=0.8)
+    act('"keep shapes from" 0.5 is not before "keep shapes until" 0.4', self_start=0.5)
     act('"paer" is not in the prompt', 'nearest there is "pear"', word_overrides="paer: 0.5")
     act('"pear" is not a word and its value', '"word: 0.2-0.6"', word_overrides="pear")
     act('"much", after "pear"', "goes from 0 to 1", word_overrides="pear: much")
@@ -504,8 +503,8 @@ def test_the_sampler_refuses(demo: Demo):
         refused("Sampler", *said, **(given | inputs))
 
     edits = chain(demo.pair(PEAR)[2], INJECT)
-    act("positive is not the target prompt of Prompt to Prompt", edits=edits, positive=demo.source)
-    said = "the path's prompt is not the source prompt of Prompt to Prompt"
+    act("positive is not the target prompt of Prompt-to-Prompt", edits=edits, positive=demo.source)
+    said = "the path's prompt is not the source prompt of Prompt-to-Prompt"
     act(said, edits=chain(demo.pair(PEAR, source=NEW)[2], INJECT))
     act("positive is not the target prompt of Paint with Words", edits=paint(demo))
     act(
@@ -680,7 +679,7 @@ def test_a_transformer_is_refused(comfy: Path):
     sd3 = family_of("sd3")
     inputs = {"model": sd3.model, "path": sd3.path}
     prompts = {"positive": sd3.target, "negative": sd3.negative}
-    said = ("Prompt to Prompt changes cross-attention, and SD3 has none", "use MDP Epsilon")
+    said = ("Prompt-to-Prompt changes cross-attention, and SD3 has none", "use MDP Epsilon")
     refused("Sampler", *said, edits=sd3.edits(), **inputs, **prompts)
     said = ("the maps are of cross-attention, and SD3 has none", "use an SD 1.x")
     refused("AttentionMaps", *said, prompts=sd3.pair, vae=None, **inputs)

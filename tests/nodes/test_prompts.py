@@ -78,7 +78,7 @@ def sdxl(comfy: Path, embeddings: str) -> Any:
     return clip_of(SDXLTokenizer(embedding_directory=embeddings))
 
 
-def pair(clip: Any, source: str, target: str = "") -> Any:
+def pair(clip: Any, source: str, target: str = "a zebra") -> Any:
     return results("PromptPair", clip=clip, source_prompt=source, target_prompt=target)[2]
 
 
@@ -276,7 +276,7 @@ def test_sdxl_goes_as_far_as_the_shorter_of_its_two(comfy: Path):
 def refused(clip: Any, prompt: str, sentence: str) -> None:
     with pytest.raises(ValueError) as raised:
         pair(clip, prompt)
-    assert str(raised.value) == f"Prompt Pair (source and edit): {sentence}."
+    assert str(raised.value) == f"Two Prompts (Prompt Pair): {sentence}."
 
 
 def test_a_checkpoint_without_clip_is_refused(comfy: Path):
