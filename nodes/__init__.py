@@ -12,6 +12,7 @@ from .diffedit import DiffEditMask, MaskBlend
 from .example import ExamplePicture
 from .files import LoadPath, PathPreview, SavePath
 from .flow_edit import FlowEdit, PullToSource, UniEdit
+from .grid import ContactSheet, EditGrid
 from .guider import Guider, PathSampler
 from .local_blend import LocalBlend
 from .mdp import MDPCondition, MDPEpsilon, MDPGuidance, MDPLatent
@@ -57,6 +58,8 @@ NODES: list[type[io.ComfyNode]] = [
     PathPreview,
     EditReport,
     Composite,
+    EditGrid,
+    ContactSheet,
 ]
 
 

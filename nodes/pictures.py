@@ -35,27 +35,43 @@ def side_by_side(*images: Tensor) -> Tensor:
     return torch.cat(pieces, dim=2)
 
 
-def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
-    """A heat map (H, W) of 0 to 1 over an image (H, W, 3), and below it the word (H', W', 3).
+def labelled(image: Tensor, text: str) -> Tensor:
+    """An image (H, W, 3) with a text below it (H', W', 3).
 
-    Small images are enlarged, so that the word can be read.
+    Small images are enlarged, so that the text can be read.
     """
     sides = image.shape[:2]
     factor = max(1, min(math.ceil(LEGIBLE / min(sides)), LARGEST // max(sides)))
-    grey = image[..., :3].cpu().mean(dim=-1, keepdim=True)  # its colours would be read as heat
-    page = torch.lerp(grey, heat_colours(heat[None])[0], 0.7).clamp(0, 1)
-    page = page.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
+    page = image.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
     width = page.shape[1]
     size = max(14, width // 14)
     strip = Image.new("RGB", (width, 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(size)
-    while draw.textlength(word, font) > max(width - 8, 8) and size > 10:
+    while draw.textlength(text, font) > max(width - 8, 8) and size > 10:
         size -= 1
         font = ImageFont.load_default(size)
-    draw.text((width / 2, strip.height / 2), word, "black", font, anchor="mm")
+    draw.text((width / 2, strip.height / 2), text, "black", font, anchor="mm")
     label = torch.from_numpy(np.asarray(strip).astype(np.float32) / 255)
     return torch.cat([page, label])
+
+
+def labelled_map(image: Tensor, heat: Tensor, word: str) -> Tensor:
+    """A heat map (H, W) of 0 to 1 over an image (H, W, 3), and below it the word (H', W', 3)."""
+    grey = image[..., :3].cpu().mean(dim=-1, keepdim=True)  # its colours would be read as heat
+    page = torch.lerp(grey, heat_colours(heat[None])[0], 0.7).clamp(0, 1)
+    return labelled(page, word)
+
+
+def sheet(images: Sequence[Tensor], columns: int, gap: int = 6) -> Tensor:
+    """Images (H, W, 3) of one size in rows of so many, on white (H', W', 3)."""
+    height, width = images[0].shape[:2]
+    rows = math.ceil(len(images) / columns)
+    page = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        page[top : top + height, left : left + width] = image
+    return page
 
 
 def loss_plot(before: Sequence[float], after: Sequence[float], limits: Sequence[float]) -> Tensor:

@@ -45,6 +45,8 @@ NAMES = [
     "PathPreview",
     "EditReport",
     "Composite",
+    "EditGrid",
+    "ContactSheet",
 ]
 each_node = pytest.mark.parametrize("name", NAMES)
 
