@@ -484,7 +484,7 @@ def test_attention_maps_refuses(demo: Demo, other: Any):
     area = [[demo.source[0][0], {**demo.source[0][1], "area": (8, 8, 0, 0), "strength": 1.0}]]
     act("the path's prompt is set to an area", path=demo.path._replace(positive=area))
     empty = demo.path._replace(positive=demo.negative)
-    act("has no words", path=empty, prompts=demo.pair("")[2])
+    act("has no words", path=empty, prompts=demo.pair(PEAR, source="")[2])
 
 
 @pytest.fixture(scope="module")
