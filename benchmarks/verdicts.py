@@ -2,7 +2,8 @@
 
 `python -m diffusion_path.benchmarks.verdicts` writes `benchmarks/results/verdicts.md` (10 minutes
 on one core). The sampler knows only how far the latent has moved, relative to the source's. It says
-"Almost nothing changed" or "Changed a little", "clearly" or "a lot" by it.
+"Almost nothing changed" or "Changed a little", "clearly" or "a lot" by it, and the limits between
+these are set by hand from the table (`nodes/sampler.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from statistics import fmean
 import torch
 
 from ..demo.judge import Judge
+from ..nodes.sampler import A_LITTLE, A_LOT, ALMOST_NOTHING
 from .batch import Batch, Demo
 from .edits import RESULTS, draw_edits
 from .scores import Score, score
@@ -38,9 +40,14 @@ HEAD = """\
 
 {count} tune edits of the demo world under {rows} settings, from hardly any change to a new picture:
 {names}.
- Moved: the norm of the latent's change over that of the source's latent, as the
-sampler computes it. Judge: how many of the pictures show the target scene in full. Outside: PSNR
-against the truth where the edit should change nothing, mean over the pictures, in dB.
+
+Moved: the norm of the latent's change over that of the source's latent, as the sampler computes it.
+Judge: how many of the pictures show the target scene in full. Outside: PSNR against the truth where
+the edit should change nothing, mean over the pictures, in dB.
+
+The sampler says "Almost nothing changed" below {nothing:.0%}, "Changed a little" below {little:.0%}
+and "Changed a lot" from {lot:.0%} on. It never calls a picture good or bad: a new background moves
+the latent as far as a lost picture does.
 
 | moved | pictures | judge | outside |
 |---|--:|--:|--:|
@@ -83,7 +90,8 @@ def main() -> None:
                 flush=True,
             )
     names = "; ".join(row.name for row in ROWS)
-    text = HEAD.format(count=len(edits), rows=len(ROWS), names=names) + table(figures)
+    limits = {"nothing": ALMOST_NOTHING, "little": A_LITTLE, "lot": A_LOT}
+    text = HEAD.format(count=len(edits), rows=len(ROWS), names=names, **limits) + table(figures)
     for kind in dict.fromkeys(edit.kind for edit in edits):
         own = [one for i, one in enumerate(figures) if edits[i % len(edits)].kind == kind]
         text += f"\n## {kind}\n\n" + HEAD[HEAD.index("| moved") :] + table(own)

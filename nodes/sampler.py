@@ -43,9 +43,9 @@ from .support import (
     words,
 )
 
-ALMOST_NOTHING, A_LITTLE, A_LOT = 0.05, 0.4, 1.2
-"""Relative changes of the latent below, or above, which the sampler says so; measured in
-benchmarks/results/verdicts.md."""
+ALMOST_NOTHING, A_LITTLE, A_LOT = 0.05, 0.2, 1.0
+"""The verdicts' limits: relative changes of the latent. In benchmarks/results/verdicts.md no edit
+below the second is what it should be, and above the third the background is a new one."""
 
 
 def check_start(start: float) -> None:
@@ -154,16 +154,16 @@ def moved(before: Tensor, after: Tensor) -> Tensor:
 
 def verdict(change: float, edits: Edits, cfg: float) -> str:
     """What a relative change of the latent means, and what in this chain makes it more or less."""
-    if change < ALMOST_NOTHING:
-        hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
-        hints = hints or ["lower start, or make the two prompts differ more"]
-        return "Almost nothing changed: " + "; or ".join(dict.fromkeys(hints))
     if change < A_LITTLE:
-        return "Changed a little"
+        hints = [edit.hint for edit in edits if edit.hint] + ["raise cfg"] * (cfg <= 1)
+        more = "; or ".join(dict.fromkeys(hints)) or "lower start, or change more of the prompt"
+        if change < ALMOST_NOTHING:
+            return f"Almost nothing changed: {more}"
+        return f"Changed a little. To change more: {more}"
     if change < A_LOT:
         return "Changed clearly"
-    hints = [edit.keeps for edit in edits if edit.keeps] or ["raise start, or add MDP Epsilon"]
-    return f"Changed a lot. To keep more: {hints[0]}"
+    keeps = [edit.keeps for edit in edits if edit.keeps] or ["raise start, or add MDP Epsilon"]
+    return f"Changed a lot. To keep more: {keeps[0]}"
 
 
 def report(
