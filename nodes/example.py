@@ -54,7 +54,8 @@ class ExamplePicture(io.ComfyNode):
                 io.Combo.Input(
                     "picture",
                     options=pictures(),
-                    tooltip="A picture that ships with the pack; all are 128 x 128. No effect when "
+                    tooltip="A picture that ships with the pack, 128 x 128 for the demo model; "
+                    "apple on a table is 768 x 576, for other models. No effect when "
                     "a photo is chosen.",
                 ),
                 io.Combo.Input(

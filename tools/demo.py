@@ -9,7 +9,7 @@ from .host import Server
 from .serve import APP
 from .setup import ROOT
 from .thumbnails import contact_sheet, thumbnail
-from .workflows import EXAMPLE_PICTURE, TWINS
+from .workflows import EXAMPLE_PICTURE, demos, twin_of
 
 OUTPUT = ROOT / "demo-output"
 SHEET = OUTPUT / "all-examples.png"
@@ -17,12 +17,12 @@ NOT_KEPT = (EXAMPLE_PICTURE, "ImageCompare")
 
 
 def main() -> None:
-    """Queue the API twin of each example, one after the other, and save its pictures."""
+    """Queue the API twin of each example for the demo model, and save its pictures."""
     OUTPUT.mkdir(exist_ok=True)
     thumbnails = []
     print("Starting ComfyUI with this pack ...", flush=True)
     with Server() as server:
-        for workflow in sorted(TWINS.glob("*.json")):
+        for workflow in map(twin_of, demos()):
             started = time.monotonic()
             api = json.loads(workflow.read_text())
             history = server.run(api, timeout=3600)

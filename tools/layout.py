@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .host import Server
-from .workflows import BROWSER, examples
+from .workflows import BROWSER, examples, models_of
 
 Box = tuple[float, float, float, float]
 Measured = dict[str, dict[str, dict[str, Any]]]
@@ -23,6 +23,8 @@ Measured = dict[str, dict[str, dict[str, Any]]]
 TITLE = 30
 """The height of a node's title, which is above its position."""
 GAP, GROUP_GAP, PADDING, GROUP_TITLE = 30, 40, 20, 40
+REPORT = 80
+"""By how much a node of ours grows when it reports."""
 CLOSE = 150
 """Nodes whose left edges are at most so far from their column's belong to it."""
 
@@ -38,7 +40,13 @@ def measure(server: Server, files: Iterable[Path], steps: int = 4) -> Measured:
 
 
 def largest(measured: Measured, file: Path) -> dict[int, tuple[float, float]]:
-    """The largest width and height (without title) that each node of a workflow has."""
+    """The largest width and height (without title) that each node of a workflow has; of one that
+    has only been opened, with room for what its nodes will report."""
+    reporting = {
+        node["id"]: REPORT
+        for node in json.loads(file.read_text())["nodes"]
+        if models_of(file) and node["type"].startswith("DiffusionPath_")
+    }
     boxes = [
         boxes
         for files in measured.values()
@@ -46,7 +54,10 @@ def largest(measured: Measured, file: Path) -> dict[int, tuple[float, float]]:
         if state in ("opened", "ran")
     ]
     return {
-        int(node): (max(b[node][2] for b in boxes), max(b[node][3] for b in boxes) - TITLE)
+        int(node): (
+            max(b[node][2] for b in boxes),
+            max(b[node][3] for b in boxes) - TITLE + reporting.get(int(node), 0),
+        )
         for node in boxes[0]
     }
 
@@ -110,7 +121,10 @@ def main() -> None:
     chosen = tuple(sys.argv[1:]) or ("",)
     files = [file for file in examples() if file.name.startswith(chosen)]
     with Server("--cache-lru", "1000") as server:
-        measured = measure(server, files)
+        measured = measure(server, [file for file in files if not models_of(file)])
+        opened = measure(server, [file for file in files if models_of(file)], steps=0)
+    for renderer, boxes in opened.items():
+        measured[renderer] |= boxes
     for file in files:
         workflow = json.loads(file.read_text())
         lay_out(workflow, largest(measured, file))

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from .host import Server, Workflow
-from .workflows import EXAMPLE_PICTURE, examples, twin_of
+from .workflows import EXAMPLE_PICTURE, EXAMPLES, examples, models_of, twin_of
 
 SIDE = 384
 LABEL = 44
@@ -57,7 +57,10 @@ def tiles(pictures: list[Image.Image]) -> Image.Image:
 
 def cells(grid: Image.Image, inputs: dict[str, Any]) -> list[Image.Image]:
     """The pictures that ComfyUI's Image Grid has put together."""
-    width, height = inputs["cell_width"] + inputs["padding"], inputs["cell_height"] + inputs["padding"]
+    width, height = (
+        inputs["cell_width"] + inputs["padding"],
+        inputs["cell_height"] + inputs["padding"],
+    )
     return [
         grid.crop((x, y, x + inputs["cell_width"], y + inputs["cell_height"]))
         for y in range(0, grid.height - inputs["cell_height"] + 1, height)
@@ -76,7 +79,9 @@ def labelled(picture: Image.Image, label: str) -> Image.Image:
     return picture
 
 
-def thumbnail(server: Server, workflow: Workflow, history: dict[str, Any], name: str) -> Image.Image:
+def thumbnail(
+    server: Server, workflow: Workflow, history: dict[str, Any], name: str
+) -> Image.Image:
     """What an example has compared, or its grid's pictures, or all that it shows."""
     shown = {
         node: [Image.open(io.BytesIO(picture)) for picture in pictures]
@@ -94,6 +99,14 @@ def thumbnail(server: Server, workflow: Workflow, history: dict[str, Any], name:
     return labelled(picture, label_of(name))
 
 
+def source(workflow: Workflow) -> Image.Image:
+    """The pack's picture that a workflow loads."""
+    nodes = (body for body in workflow.values() if body["class_type"] == EXAMPLE_PICTURE)
+    return Image.open(
+        EXAMPLES / "inputs" / f"{next(nodes)['inputs']['picture'].replace(' ', '_')}.png"
+    )
+
+
 def contact_sheet(pictures: list[Image.Image], columns: int = 6) -> Image.Image:
     """Thumbnails in rows, on white."""
     rows = -(-len(pictures) // columns)
@@ -109,9 +122,13 @@ def main() -> None:
     with Server() as server:
         for example in examples():
             workflow = json.loads(twin_of(example).read_text())
-            history = server.run(workflow, timeout=3600)
             file = Path(f"{str(example).removesuffix('.json')}.jpg")
-            thumbnail(server, workflow, history, example.stem).save(file, quality=90)
+            if models_of(example):  # nothing has been made with them here: what goes in
+                made = labelled(square(source(workflow)), label_of(example.stem))
+            else:
+                history = server.run(workflow, timeout=3600)
+                made = thumbnail(server, workflow, history, example.stem)
+            made.save(file, quality=90)
             print(f"{file.parent.name}/{file.name}", flush=True)
 
 

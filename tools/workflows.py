@@ -28,6 +28,11 @@ def examples() -> list[Path]:
     return sorted(EXAMPLES.glob("*.json"))
 
 
+def demos() -> list[Path]:
+    """The examples that run on the demo model, without a download."""
+    return [example for example in examples() if not models_of(example)]
+
+
 def twin_of(example: Path) -> Path:
     """The API twin of an example workflow."""
     return TWINS / example.name

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion_path.tools.host import Server
-from diffusion_path.tools.workflows import TWINS, examples, to_api, twin_of
+from diffusion_path.tools.workflows import TWINS, demos, examples, to_api, twin_of
 
 each_example = pytest.mark.parametrize("example", examples(), ids=lambda path: path.stem)
 
@@ -31,7 +31,7 @@ def test_an_example_is_small_and_has_a_thumbnail(example: Path):
     assert example.with_suffix(".jpg").is_file()
 
 
-@each_example
+@pytest.mark.parametrize("example", demos(), ids=lambda path: path.stem)
 def test_an_example_runs_through_the_queue_and_makes_pictures(example: Path, server: Server):
     workflow = json.loads(twin_of(example).read_text())
     pictures = server.images(server.run(workflow))
