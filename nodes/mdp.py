@@ -101,7 +101,7 @@ class MDPCondition(MDPNode):
     """Mix the text conditions."""
 
     EDIT = mdp.MDPCondition
-    NAME = "Mix Prompts (MDP Condition)"
+    NAME = "Mix Prompts: Mood, Style (MDP Condition)"
     DESCRIPTION_TEXT = (
         "Mixes the embeddings of the source prompt and the new prompt from start to end. Good for "
         "moods and attributes. Where a model cannot mix embeddings, it mixes predictions, with one "
