@@ -10,7 +10,7 @@ export VENV COMFYUI_PATH
 RUN := $(VENV)/bin/python -P -m
 PACK := diffusion_path
 
-.PHONY: help setup demo test lint format fuzz bench bench-model bench-gpu serve workflows browser
+.PHONY: help setup demo test lint format fuzz bench bench-model bench-gpu serve workflows locales browser
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,9 +49,13 @@ bench-gpu: setup  ## time and memory on a graphics card, at true sizes (more opt
 serve: setup  ## ComfyUI with this pack at http://localhost:8188 (more options: ARGS=...)
 	@$(RUN) $(PACK).tools.serve $(ARGS)
 
-workflows: setup browser  ## the example workflows' API twins (by ComfyUI's front end) and thumbnails
+workflows: setup browser  ## the example workflows' layout, API twins (by ComfyUI's front end) and thumbnails
+	@$(RUN) $(PACK).tools.layout
 	@$(RUN) $(PACK).tools.workflows
 	@$(RUN) $(PACK).tools.thumbnails
+
+locales: setup  ## what a language lacks of the nodes' strings: make locales LOCALE=ja
+	@$(RUN) $(PACK).tools.locales $(LOCALE)
 
 browser:  ## Chromium and its driver, for the browser tests
 	@tests/browser/install

@@ -19,7 +19,7 @@ async function open(page, workflow) {
     const x = window.app.graph.nodes.flatMap((node) => [node.pos[0], node.pos[0] + node.size[0]])
     const y = window.app.graph.nodes.flatMap((node) => [node.pos[1], node.pos[1] + node.size[1]])
     ds.scale = Math.min(0.9, 1500 / (Math.max(...x) - Math.min(...x) + 200), 900 / (Math.max(...y) - Math.min(...y) + 200))
-    ds.offset = [100 - Math.min(...x), 100 - Math.min(...y)]
+    ds.offset = [100 - Math.min(...x), 150 - Math.min(...y)]
     window.app.canvas.setDirty(true, true)
   }, workflow)
 }

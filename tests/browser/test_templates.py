@@ -1,0 +1,90 @@
+"""The templates in ComfyUI's own front end, in both renderers: nothing lies over anything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from diffusion_path.tools.host import Server
+from diffusion_path.tools.layout import Box, Measured, measure
+from diffusion_path.tools.workflows import examples, front_end_to_api
+
+RENDERERS = ("classic", "nodes2")
+SAVED = Path(__file__).parent / "saved"
+FIRST = Path(__file__).parent.parent / "integration" / "first_release"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that remembers each run, so that the second renderer's costs nothing."""
+    with Server("--cache-lru", "1000") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def measured(server: Server) -> Measured:
+    """All templates, opened and run with few steps in each renderer."""
+    return measure(server, examples())
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes have more in common than an edge."""
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right = min(one[0] + one[2], other[0] + other[2])
+    bottom = min(one[1] + one[3], other[1] + other[3])
+    return right - left > 1 and bottom - top > 1
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_each_template_runs_in_the_front_end(measured: Measured, renderer: str):
+    failed = {file: found["error"] for file, found in measured[renderer].items() if found["error"]}
+    assert failed == {}
+    assert len(measured[renderer]) == len(examples())
+
+
+@pytest.mark.parametrize("state", ["opened", "ran"])
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_no_node_of_a_template_lies_over_another(measured: Measured, renderer: str, state: str):
+    over = [
+        f"{Path(file).stem}: nodes {one} and {other}"
+        for file, found in measured[renderer].items()
+        for (one, first), (other, second) in combinations(found[state].items(), 2)
+        if overlap(first, second)
+    ]
+    assert over == []
+
+
+def test_each_template_has_a_note_and_its_nodes_lie_in_groups(measured: Measured):
+    for file in examples():
+        workflow = json.loads(file.read_text())
+        notes = {node["id"] for node in workflow["nodes"] if node["type"] == "MarkdownNote"}
+        assert len(notes) == 1, file.stem
+        frames = [group["bounding"] for group in workflow["groups"]]
+        assert all(group["color"] for group in workflow["groups"])
+        for renderer in RENDERERS:
+            for node, (x, y, width, height) in measured[renderer][str(file)]["ran"].items():
+                inside = [
+                    left <= x
+                    and top <= y
+                    and x + width <= left + wide + 1
+                    and y + height <= top + high + 1
+                    for left, top, wide, high in frames
+                ]
+                assert sum(inside) == (int(node) not in notes), f"{file.stem}: node {node}"
+
+
+def test_a_workflow_saved_with_the_first_version_still_opens(server: Server):
+    saved = sorted(SAVED.glob("*.json"))
+    exported = front_end_to_api(server, saved)
+    for file in saved:
+        then = json.loads((FIRST / file.name).read_text())
+        now = exported[file]
+        assert now.keys() == then.keys()
+        for node, body in then.items():
+            assert now[node]["class_type"] == body["class_type"]
+            kept = {name: now[node]["inputs"].get(name) for name in body["inputs"]}
+            assert kept == body["inputs"], f"{file.stem}: node {node}"
