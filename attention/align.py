@@ -397,29 +397,23 @@ def _plain(text: str) -> str:
 
 
 def summary(pair: PromptPair) -> str:
-    """What becomes of which word, line by line, under the alignment of `automatic`.
+    """What becomes of which word under the alignment of `automatic`, on one line.
 
-    `· horse → zebra` is a word, or a phrase, that takes another's place, `+ red` one that is new,
-    `− red` one that is gone; the others are as they were.
+    `horse → zebra` is a word, or a phrase, that takes another's place; words that are new or gone
+    come after those.
     """
     source, target = pair.source, pair.target
-    told: list[tuple[str, str]] = []  # a sign, none for a word that is as it was, and the text
+    exchanged, fresh, gone = [], [], []
     for old, new in changes(pair):
         before, after = (" ".join(word.text for word in words) for words in (old, new))
         if not new:
-            told += [("− ", word.text) for word in old]
+            gone.append(before)
         elif not old:
-            told += [("+ ", word.text) for word in new]
-        elif [*map(source.spelling, old)] == [*map(target.spelling, new)]:
-            told.append(("", after))
-        else:
-            told.append(("· ", f"{before} → {after}"))
-
-    lines = [
-        f"{len(source.words)} → {len(target.words)} words, "
-        f"{len(_content(source.tokens))} → {len(_content(target.tokens))} tokens"
+            fresh.append(after)
+        elif [*map(source.spelling, old)] != [*map(target.spelling, new)]:
+            exchanged.append(f"{before} → {after}")
+    told = [", ".join(exchanged)]
+    told += [
+        f"{name}: {' '.join(words)}" for name, words in (("new", fresh), ("gone", gone)) if words
     ]
-    for sign, run in groupby(told, key=lambda one: one[0]):
-        texts = [text for _, text in run]
-        lines += [sign + text for text in texts] if sign else [" ".join(texts)]
-    return "\n".join(lines)
+    return "; ".join(filter(None, told)) or "The two prompts are the same"

@@ -27,6 +27,7 @@ from .support import (
 SUFFIX = ".safetensors"
 OUTPUT = " [output]"
 SAVED = "diffusion_path"
+NONE = "no path saved yet"
 
 TIMES = {"Y": "year", "m": "month", "d": "day", "H": "hour", "M": "minute", "S": "second"}
 """What may stand in a filename_prefix between percent signs."""
@@ -180,7 +181,7 @@ class LoadPath(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=saved_files(),
+                    options=saved_files() or [NONE],
                     tooltip="A path file of the input folder or, marked [output], of "
                     f"{SAVED} in the output folder.",
                 ),
@@ -193,6 +194,8 @@ class LoadPath(io.ComfyNode):
     def validate_inputs(cls, file=None) -> bool | str:
         if file is None:  # it comes from another node, or ComfyUI says itself that it is missing
             return True
+        if file == NONE:
+            return "Load Path: no path is saved yet; run Save Path, then press R."
         try:
             if not os.path.isfile(file_of(file)):  # noqa: PTH113
                 return f"Load Path: there is no file {shown(file)}; save a path first."

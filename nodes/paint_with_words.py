@@ -162,6 +162,7 @@ class PaintWithWords(io.ComfyNode):
                     "sampler.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -14,7 +14,6 @@ from ..host.conditions import signed
 from .support import (
     CATEGORY,
     Prompts,
-    known_before,
     names_itself,
     tell,
 )
@@ -123,16 +122,11 @@ class PromptPair(io.ComfyNode):
         )
 
     @classmethod
-    @known_before
-    def validate_inputs(cls, target_prompt) -> None:
-        if not target_prompt.strip():
-            raise ValueError("target_prompt is empty; describe the picture that you want")
-
-    @classmethod
     @names_itself
     def execute(cls, clip, source_prompt, target_prompt) -> io.NodeOutput:
         source, source_words = encode(clip, source_prompt)
         target, target_words = encode(clip, target_prompt)
         prompts = align.PromptPair(source=source_words, target=target_words)
-        told = tell(cls, align.summary(prompts), figures={"words": word_pairs(prompts)})
+        summary = align.summary(prompts) if target_prompt.strip() else "target_prompt is empty"
+        told = tell(cls, summary, figures={"words": word_pairs(prompts)})
         return io.NodeOutput(source, target, prompts, ui=told)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.edit import Edits
 from ..core.path import Conditioning, DiffusionPath
 from ..edits.null_text import NullText
+from ..edits.prompt_to_prompt import PromptToPrompt
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
 from ..host.model import family, fingerprint, mixing_of
@@ -175,7 +176,9 @@ def report(
     change = float(moved(path.clean, edited.clean).mean())
     idle = [words(type(edit).__name__) for edit in outcome.idle]
     lines = [verdict(change, guider.edits, guider.cfg)]
-    lines += [f"{name} had no effect: it ends before start" for name in idle]
+    lines += [f"{name} had no effect on these steps" for name in idle]
+    if sum(isinstance(edit, PromptToPrompt) for edit in guider.edits) > 1:
+        lines.append("Of several Prompt-to-Prompt only the last counts")
     if own is not None and own.cfg not in (1, guider.cfg):
         lines.append(f"The path's negative was made for cfg {own.cfg:g}")
     elif own is not None:

@@ -410,27 +410,19 @@ def test_a_long_prompt_is_quoted_in_part():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "lines"),
+    ("source", "target", "told"),
     [
-        ("a horse eats", "a horse eats", ["3 → 3 words, 3 → 3 tokens", "a horse eats"]),
-        (
-            "a horse eats",
-            "a uni-corn eats",
-            ["3 → 3 words, 3 → 4 tokens", "a", "· horse → unicorn", "eats"],
-        ),
-        (
-            "a red horse eats",
-            "a big horse eats now",
-            ["4 → 5 words, 4 → 5 tokens", "a", "· red → big", "horse eats", "+ now"],
-        ),
+        ("a horse eats", "a horse eats", "The two prompts are the same"),
+        ("a horse eats", "a uni-corn eats", "horse → unicorn"),
+        ("a red horse eats", "a big horse eats now", "red → big; new: now"),
         (
             "a green uni-corn",
             "a horse with wings",
-            ["3 → 4 words, 4 → 4 tokens", "a", "· green unicorn → horse", "+ with", "+ wings"],
+            "green unicorn → horse; new: with wings",
         ),
-        ("a horse", "", ["2 → 0 words, 2 → 0 tokens", "− a", "− horse"]),
-        ("", "", ["0 → 0 words, 0 → 0 tokens"]),
+        ("a horse", "", "gone: a horse"),
+        ("", "", "The two prompts are the same"),
     ],
 )
-def test_the_summary_says_what_becomes_of_each_word(source: str, target: str, lines: list[str]):
-    assert summary(pair(source, target)).splitlines() == lines
+def test_the_summary_says_what_becomes_of_each_word(source: str, target: str, told: str):
+    assert summary(pair(source, target)) == told

@@ -128,7 +128,7 @@ def test_the_node_shows_what_becomes_of_each_word(clip: Any):
     output = call(
         "PromptPair", clip=clip, source_prompt="a red horse", target_prompt="a red big zebra"
     )
-    assert text(output).splitlines()[1:] == ["a red", "· horse → big zebra"]
+    assert text(output) == "horse → big zebra"
     assert output.ui["report"][0]["words"] == [
         [["a"], ["a"]],
         [["red"], ["red"]],
