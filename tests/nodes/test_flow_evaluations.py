@@ -25,7 +25,7 @@ def cost(name: str, model: Any, **inputs: Any) -> float:
     """The evaluations of a node, which must be what it reports."""
     with network_calls(model, BATCH) as calls:
         output = call(name, model=model, **inputs)
-    reported = re.search(r"(\d+|no) network evaluation", text(output))
+    reported = re.search(r"(\d+|no) model call", text(output))
     assert reported, text(output)
     assert int(reported[1].replace("no", "0")) == calls.evaluations, text(output)
     return calls.evaluations
@@ -72,7 +72,7 @@ def test_flow_edit_and_fresh_noise_take_ddims_steps_on_any_path(model, solver):
     edits = results("FlowEdit", start=0.0, source_cfg=2.0)[0]
     same = {"positive": SOURCE, "negative": NEGATIVE}
     assert sampling(model, inverted, edits) == 4 * STEPS - 1
-    latent, _, edited, _ = results(
+    latent, _, edited, *_ = results(
         "Sampler", model=model, path=inverted, edits=edits, cfg=2.0, **same
     )
     torch.testing.assert_close(latent["samples"], inverted.clean, rtol=0, atol=1e-4)
