@@ -14,6 +14,7 @@ from diffusion_path.core.path import Source
 from diffusion_path.core.schedules import window
 from diffusion_path.tests import tiny_models
 from diffusion_path.tests.calls import call, edited, network_calls, refused, results, text
+from diffusion_path.tools.host import Server
 
 STEPS, CFG = 8, 4.0
 MDP = ("MDPEpsilon", "MDPCondition", "MDPLatent", "MDPGuidance")
@@ -196,3 +197,36 @@ def test_a_curve_that_cannot_be_a_weight_is_refused(demo: Demo, name: str, point
     given: dict[str, Any] = {"prompts": demo.prompts} if name == "PromptToPrompt" else {}
     given |= {"mask": torch.zeros(1, 8, 8)} if name == "MaskBlend" else {}
     refused(name, said, **given, **HALF[name], weight_curve=points)
+
+
+def test_in_comfyui_the_curve_editor_feeds_the_edit(server: Server):
+    def fed(node: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": node, "inputs": inputs}
+
+    ours = "DiffusionPath_"
+    walk: dict[str, Any] = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
+    sampling = {"steps": 4, "cfg": 4.0, "seed": 0, "spacing": "leading", "latent_image": ["4", 0]}
+    drawn = {"points": [[0, 1], [0.5, 0.2], [1, 0]], "interpolation": "monotone_cubic"}
+    workflow = {
+        "1": fed(f"{ours}DemoModel", kind="unet"),
+        "2": fed("CLIPTextEncode", clip=["1", 1], text="a horse on a green background"),
+        "3": fed("CLIPTextEncode", clip=["1", 1], text=""),
+        "4": fed("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "5": fed(f"{ours}RecordPath", **walk, **sampling),
+        "6": fed("CurveEditor", curve=drawn),
+        "7": fed(f"{ours}MDPLatent", **HALF["MDPLatent"], curve="constant", weight_curve=["6", 0]),
+        "8": fed(
+            f"{ours}Sampler",
+            **walk,
+            path=["5", 0],
+            cfg=4.0,
+            start=0.0,
+            eta=0.0,
+            seed=0,
+            edits=["7", 0],
+        ),
+        "9": fed("VAEDecode", samples=["8", 0], vae=["1", 2]),
+        "10": fed("PreviewImage", images=["9", 0]),
+    }
+    pictures = server.images(server.run(workflow))
+    assert len(pictures["7"]) == len(pictures["10"]) == 1
