@@ -18,10 +18,12 @@ POINTS = 257
 
 
 def curve_input(weight: str) -> io.Input:
-    """The optional socket for a curve: ComfyUI draws curves in its Curve Editor only."""
+    """The optional socket for a curve: ComfyUI draws curves in its Curve Editor only.
+
+    A socket's `display_name` goes before every translation, so its label is in `locales/`.
+    """
     return io.Custom("CURVE").Input(
         "weight_curve",
-        display_name="weight curve",
         optional=True,
         tooltip=f"A curve from ComfyUI's Curve Editor, {weight}. Left is full noise, right the "
         "clean picture; top is all of it, bottom nothing.",
