@@ -102,7 +102,7 @@ async function useDrawings(page) {
 
   await visit(page, 'Reweight')
   await moveSlider(page, 'zebra', 0.75)
-  await page.locator('.dp-sliders button', { hasText: 'green' }).click()
+  await page.locator('.dp-sliders').getByRole('button', { name: 'green', exact: true }).click()
   seen.sliders = (await exported(page))['7'].inputs.words
   seen.numbers = await texts(page, '.dp-number')
   await visit(page, 'Reweight', 'sliders')

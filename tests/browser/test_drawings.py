@@ -30,7 +30,7 @@ NODES = {
     ),
     "6": ("AttentionMaps", {"model": ["1", 0], "path": ["5", 0], "prompts": ["3", 2]}),
     "11": ("PromptToPrompt", {"prompts": ["3", 2]}),
-    "7": ("Reweight", {"prompts": ["3", 2], "words": "", "edits": ["11", 0]}),
+    "7": ("Reweight", {"prompts": ["3", 2], "words": "Green background: 2", "edits": ["11", 0]}),
     "8": ("MDPEpsilon", {"edits": ["7", 0], "start": 0.0, "end": 0.6}),
     "9": (
         "Sampler",
@@ -87,12 +87,13 @@ def test_words_sliders_and_bars_set_the_values_of_the_nodes(
     assert seen["typed"] == [["horse", "a", "background"], ["striped zebra"]]
     assert seen["told"] == [["horse"], ["zebra"]]
 
-    zebra, green = seen["sliders"].split("\n")
+    phrase, zebra, green = seen["sliders"].split("\n")
+    assert phrase == "Green background: 2"
     word, factor = zebra.split(": ")
     assert word == "zebra"
     assert 2.5 <= float(factor) <= 4
     assert green == "green: 2"
-    assert factor in seen["numbers"]
+    assert seen["numbers"] == ["2", "1", factor, "1", "2", "1"]  # the phrase, a, zebra, on, ...
 
     assert len(seen["bars"]) == 4
     inputs = {number: node["inputs"] for number, node in seen["dragged"].items()}

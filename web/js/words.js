@@ -110,12 +110,12 @@ function factorLines(text) {
 
 const factorOf = (text, word) => factorLines(text).find(([one]) => one === word)?.[1] ?? 1
 
-// Writes a word's factor into Reweight's text, on its own line; 1 is no line.
+// Writes a word's factor into Reweight's text, on its own line; for a single word 1 is no line.
 function setFactor(node, word, factor) {
   const lines = factorLines(valueOf(node, 'words'))
   const others = lines.filter(([one]) => one !== word).map(([, , line]) => line)
   const place = lines.findIndex(([one]) => one === word)
-  if (factor !== 1) others.splice(place < 0 ? others.length : place, 0, `${word}: ${factor}`)
+  if (factor !== 1 || /\s/.test(word)) others.splice(place < 0 ? others.length : place, 0, `${word}: ${factor}`)
   setValue(node, 'words', others.join('\n'))
 }
 
@@ -134,9 +134,13 @@ function sliderRow(node, word, factor) {
   return [name, slider, number]
 }
 
+// A slider for each phrase that the text has, and for each word of the prompt.
 function sliders(node) {
   const text = valueOf(node, 'words')
-  return text === undefined ? [] : targetWords(node).map((word) => [word, factorOf(text, word)])
+  if (text === undefined) return []
+  const words = targetWords(node)
+  const phrases = factorLines(text).filter(([word, factor]) => !words.includes(word) && !isNaN(factor))
+  return [...phrases, ...words.map((word) => [word, factorOf(text, word)])].map((row) => row.slice(0, 2))
 }
 
 // The words that Attention Maps has looked at, and its pictures: all words of one, then the next.
@@ -202,7 +206,7 @@ const STYLE = `
 .dp-old { background: #8a3b2a; border-color: #c0583f; color: #fff }
 .dp-new { background: #2b6b3f; border-color: #43a262; color: #fff }
 .dp-sliders { max-height: 116px }
-.dp-sliders .dp-content { display: grid; grid-template-columns: minmax(40px, auto) 1fr 28px; align-items: center }
+.dp-sliders .dp-content { display: grid; grid-template-columns: fit-content(45%) 1fr 28px; align-items: center }
 .dp-sliders .dp-chip { overflow: hidden; text-overflow: ellipsis }
 .dp-slider { width: 100%; min-width: 40px; height: 14px; margin: 0 }
 .dp-number { text-align: right }
