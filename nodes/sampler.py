@@ -167,6 +167,18 @@ def verdict(change: float, edits: Edits, cfg: float) -> str:
     return f"Changed a lot. To keep more: {keeps[0]}"
 
 
+def reconstruction(change: float) -> str:
+    """What a relative change of the latent means under the source's own prompt, without an edit."""
+    if change < A_LITTLE:
+        return "Reconstructed: the prompt is the source's"
+    return "Not exact, though the prompt is the source's: use Null-Text Inversion, or cfg 1"
+
+
+def says_the_same(a: Conditioning, b: Conditioning) -> bool:
+    """Whether two CONDITIONINGs hold the same embeddings."""
+    return len(a) == len(b) and all(torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+
+
 def report(
     path: DiffusionPath, edited: DiffusionPath, guider: PathGuider, eta: float
 ) -> tuple[str, dict[str, Any]]:
@@ -175,9 +187,11 @@ def report(
     outcome, own = guider.outcome, own_negative(path)
     change = float(moved(path.clean, edited.clean).mean())
     idle = [words(type(edit).__name__) for edit in outcome.idle]
-    lines = [verdict(change, guider.edits, guider.cfg)]
+    edits = guider.edits
+    as_source = not edits and says_the_same(path.positive, edited.positive)
+    lines = [reconstruction(change) if as_source else verdict(change, edits, guider.cfg)]
     lines += [f"{name} had no effect on these steps" for name in idle]
-    if sum(isinstance(edit, PromptToPrompt) for edit in guider.edits) > 1:
+    if sum(isinstance(edit, PromptToPrompt) for edit in edits) > 1:
         lines.append("Of several Prompt-to-Prompt only the last counts")
     if own is not None and own.cfg not in (1, guider.cfg):
         lines.append(f"The path's negative was made for cfg {own.cfg:g}")

@@ -206,3 +206,11 @@ def test_the_sampler_says_when_almost_nothing_changed_and_which_knob_to_turn(mod
     assert "Almost nothing changed" in told and "lower the weight" in told
     told = text(call("Sampler", model=model, path=path, **prompts))
     assert "Almost nothing" not in told
+
+
+def test_the_sampler_calls_the_sources_own_prompt_a_reconstruction(model, path):
+    prompts = {"positive": SOURCE, "negative": NEGATIVE}
+    told = text(call("Sampler", model=model, path=path, cfg=1.0, **prompts))
+    assert told.startswith("Reconstructed")
+    told = text(call("Sampler", model=model, path=path, cfg=30.0, **prompts))
+    assert told.startswith("Not exact") and "Null-Text Inversion" in told
