@@ -11,17 +11,24 @@ from .host import comfyui_path, has_accelerator
 from .setup import PACK
 
 FIRST = "01_edit_a_picture.app"
-APP = f"http://localhost:8188/?template={FIRST}&source={PACK}&mode=linear"
+QUERY = f"/?template={FIRST}&source={PACK}&mode=linear"
+APP = f"http://localhost:8188{QUERY}"
 """The address at which ComfyUI's front end opens the first template as an app."""
 
-START = """
+START = f"""
 import logging, runpy
-missing = "comfyui-workflow-templates is not installed"
-logging.getLogger().addFilter(lambda record: missing not in record.getMessage())
+
+def heard(record):
+    said = record.getMessage()
+    if said.startswith("To see the GUI go to: "):
+        record.msg, record.args = said + "\\nTo edit a picture: " + said.split()[-1] + {QUERY!r}, ()
+    return "comfyui-workflow-templates is not installed" not in said
+
+logging.getLogger().addFilter(heard)
 runpy.run_path("main.py", run_name="__main__")
 """
-"""ComfyUI's own start, without an error about its templates: `make setup` leaves them out, for they
-are 350 MB, and the pack brings its own."""
+"""ComfyUI's own start; where it tells its address, it tells the app's too. Its error about missing
+templates is left out: they are 350 MB that `make setup` does not fetch, and the pack has its own."""
 
 
 def skip_welcome(comfyui: Path) -> None:
@@ -39,7 +46,6 @@ def main() -> None:
     skip_welcome(comfyui)
     on_cpu = [] if has_accelerator() else ["--cpu"]
     command = [sys.executable, "-c", START, *on_cpu, *sys.argv[1:]]
-    print(f"When ComfyUI is ready, open the app: {APP}", flush=True)
     os.chdir(comfyui)
     os.execv(command[0], command)
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from .host import Server, Workflow
 from .workflows import EXAMPLE_PICTURE, EXAMPLES, examples, models_of, twin_of
@@ -26,18 +27,18 @@ def label_of(name: str) -> str:
 
 def square(picture: Image.Image) -> Image.Image:
     """The middle of a picture, as large as a thumbnail."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    middle = picture.convert("RGB").crop((left, top, left + side, top + side))
-    return middle.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE))
 
 
 def split(before: Image.Image, after: Image.Image) -> Image.Image:
-    """One picture above the diagonal, the other below."""
-    upper = Image.new("L", (SIDE, SIDE))
-    ImageDraw.Draw(upper).polygon([(0, 0), (SIDE, 0), (0, SIDE)], fill=255)
-    both = Image.composite(square(before), square(after), upper)
-    ImageDraw.Draw(both).line([(SIDE, 0), (0, SIDE)], fill="white", width=LINE)
+    """What was above a diagonal, what is below; it goes through the middle of the change."""
+    before, after = square(before), square(after)
+    change = np.asarray(ImageChops.difference(before, after), float).sum(axis=-1) ** 2
+    y, x = np.mgrid[:SIDE, :SIDE]
+    edge = round(((x + y) * change).sum() / change.sum()) if change.any() else SIDE
+    upper = Image.fromarray((x + y < edge).astype(np.uint8) * 255)
+    both = Image.composite(before, after, upper)
+    ImageDraw.Draw(both).line([(edge, 0), (0, edge)], fill="white", width=LINE)
     return both
 
 
@@ -46,12 +47,12 @@ def tiles(pictures: list[Image.Image]) -> Image.Image:
     columns = next(n for n in range(1, len(pictures) + 1) if n * n >= len(pictures))
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (SIDE, SIDE), "white")
-    side = (SIDE - LINE * (columns - 1)) // columns
-    top = (SIDE - rows * (side + LINE) + LINE) // 2
+    side = (SIDE - LABEL * (rows == columns) - LINE * (columns - 1)) // columns
+    left, top = (SIDE - columns * (side + LINE)) // 2, (SIDE - LABEL - rows * (side + LINE)) // 2
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
-        tile = square(picture).resize((side, side), Image.Resampling.LANCZOS)
-        sheet.paste(tile, (column * (side + LINE), top + row * (side + LINE)))
+        tile = ImageOps.pad(picture.convert("RGB"), (side, side), color="white")
+        sheet.paste(tile, (left + column * (side + LINE), top + row * (side + LINE)))
     return sheet
 
 
@@ -82,11 +83,11 @@ def labelled(picture: Image.Image, label: str) -> Image.Image:
 def thumbnail(
     server: Server, workflow: Workflow, history: dict[str, Any], name: str
 ) -> Image.Image:
-    """What an example has compared, or its grid's pictures, or all that it shows."""
+    """What an example has compared, or its grid's pictures, or what it loads and shows."""
     shown = {
         node: [Image.open(io.BytesIO(picture)) for picture in pictures]
         for node, pictures in server.images(history).items()
-        if ":" not in node  # no subgraph's
+        if ":" not in node and workflow[node]["class_type"] != EXAMPLE_PICTURE
     }
     kinds = {body["class_type"]: node for node, body in workflow.items()}
     if compared := shown.get(kinds.get("ImageCompare", "")):
@@ -94,8 +95,7 @@ def thumbnail(
     elif grid := kinds.get("ImageGrid"):
         picture = tiles(cells(shown[kinds["SaveImage"]][0], workflow[grid]["inputs"]))
     else:
-        first = [kinds[EXAMPLE_PICTURE]] if EXAMPLE_PICTURE in kinds else []
-        picture = tiles([one for node in (*first, *shown) for one in shown.pop(node, ())][:4])
+        picture = tiles([source(workflow), *(one for many in shown.values() for one in many)][:4])
     return labelled(picture, label_of(name))
 
 
