@@ -144,6 +144,27 @@ def test_a_help_page_has_the_figures_of_the_english_one(page: Path):
     assert (missing, added) == ([], []), f"{page} lacks the first and adds the second"
 
 
+@each_page
+def test_emphasis_is_seen_as_such(page: Path):
+    """Markdown knows no emphasis whose mark is between a letter outside and punctuation inside.
+
+    Chinese and Japanese, without spaces, easily write that; the stars are then shown as they are.
+    """
+    text = re.sub(r"`[^`]*`", "``", (DOCS / page).read_text(encoding="utf-8"))
+    wrong = []
+    for line in text.splitlines():
+        opened: set[str] = set()
+        for mark in re.finditer(r"\*+", line):
+            before, after = line[: mark.start()][-1:], line[mark.end() :][:1]
+            inside, outside = (before, after) if mark[0] in opened else (after, before)
+            opened ^= {mark[0]}
+            if outside.isalnum() and not inside.isalnum():
+                wrong.append(line)
+        if opened:
+            wrong.append(line)
+    assert wrong == []
+
+
 def test_a_missing_key_is_found(comfy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("diffusion_path.tools.locales.LOCALES", tmp_path)
     (tmp_path / "xx").mkdir()
