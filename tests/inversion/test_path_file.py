@@ -330,7 +330,8 @@ def walks_or_is_refused(model: Any, path: DiffusionPath) -> bool:
         latent = walked(model, path)
     except ValueError as error:
         message = str(error)
-        assert message.startswith("Diffusion Path Sampler: ") and message.endswith("."), message
+        assert message.startswith("Edit Picture (Diffusion Path Sampler): "), message
+        assert message.endswith("."), message
         assert len(re.findall(r"[.!?](?:\s|$)", message)) == 1, message
         return False
     assert bool(torch.isfinite(latent).all())
