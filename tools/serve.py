@@ -28,7 +28,7 @@ logging.getLogger().addFilter(heard)
 runpy.run_path("main.py", run_name="__main__")
 """
 """ComfyUI's own start; where it tells its address, it tells the app's too. Its error about missing
-templates is left out: they are 350 MB that `make setup` does not fetch, and the pack has its own."""
+templates is left out: `make setup` does not fetch those 350 MB, and the pack brings its own."""
 
 
 def skip_welcome(comfyui: Path) -> None:

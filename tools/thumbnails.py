@@ -31,12 +31,13 @@ def square(picture: Image.Image) -> Image.Image:
 
 
 def split(before: Image.Image, after: Image.Image) -> Image.Image:
-    """What was above a diagonal, what is below; it goes through the middle of the change."""
+    """What was above a diagonal, what is below; it goes where most has changed."""
     before, after = square(before), square(after)
     change = np.asarray(ImageChops.difference(before, after), float).sum(axis=-1) ** 2
-    y, x = np.mgrid[:SIDE, :SIDE]
-    edge = round(((x + y) * change).sum() / change.sum()) if change.any() else SIDE
-    upper = Image.fromarray((x + y < edge).astype(np.uint8) * 255)
+    diagonal = np.add.outer(np.arange(SIDE), np.arange(SIDE))
+    along = np.convolve(np.bincount(diagonal.ravel(), change.ravel()), np.ones(SIDE // 4), "same")
+    edge = int(along.argmax()) if change.any() else SIDE
+    upper = Image.fromarray((diagonal < edge).astype(np.uint8) * 255)
     both = Image.composite(before, after, upper)
     ImageDraw.Draw(both).line([(edge, 0), (0, edge)], fill="white", width=LINE)
     return both
@@ -54,6 +55,18 @@ def tiles(pictures: list[Image.Image]) -> Image.Image:
         tile = ImageOps.pad(picture.convert("RGB"), (side, side), color="white")
         sheet.paste(tile, (left + column * (side + LINE), top + row * (side + LINE)))
     return sheet
+
+
+def framed(picture: Image.Image, inputs: dict[str, Any]) -> Image.Image:
+    """A picture with the boxes that ComfyUI's Create Bounding Boxes holds, each in its colour."""
+    picture = square(picture)
+    draw = ImageDraw.Draw(picture)
+    across, down = SIDE / inputs["width"], SIDE / inputs["height"]
+    for box in inputs["editor_state"]["__value__"]:
+        left, top = box["x"] * across, box["y"] * down
+        right, bottom = left + box["width"] * across - 1, top + box["height"] * down - 1
+        draw.rectangle([left, top, right, bottom], outline=box["metadata"]["palette"][0], width=6)
+    return picture
 
 
 def cells(grid: Image.Image, inputs: dict[str, Any]) -> list[Image.Image]:
@@ -90,7 +103,9 @@ def thumbnail(
         if ":" not in node and workflow[node]["class_type"] != EXAMPLE_PICTURE
     }
     kinds = {body["class_type"]: node for node, body in workflow.items()}
-    if compared := shown.get(kinds.get("ImageCompare", "")):
+    if boxes := kinds.get("CreateBoundingBoxes"):
+        picture = framed(shown[kinds["SaveImage"]][0], workflow[boxes]["inputs"])
+    elif compared := shown.get(kinds.get("ImageCompare", "")):
         picture = split(compared[0], compared[-1])
     elif grid := kinds.get("ImageGrid"):
         picture = tiles(cells(shown[kinds["SaveImage"]][0], workflow[grid]["inputs"]))
