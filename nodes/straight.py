@@ -139,8 +139,8 @@ class StraightPath(io.ComfyNode):
         check_conditioning(model, positive, "positive")
         name = family(model) if settings == "auto" else settings
         theirs = FAMILIES[name]
-        spacing = theirs.spacing if spacing == "auto" else spacing
-        levels = path_sigmas(model, steps or theirs.steps, spacing, sigmas)
+        chosen = theirs.spacing if spacing == "auto" else spacing
+        levels = path_sigmas(model, steps or theirs.steps, chosen, sigmas)
         path = DiffusionPath(
             sigmas=levels,
             latents=straight_path(model, latent_image, levels, seed, noise),

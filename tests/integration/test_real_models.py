@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from diffusion_path.tools.host import Server, Workflow
+from diffusion_path.tools.host import ComfyUIError, Server, Workflow
 from diffusion_path.tools.setup import ROOT
 from diffusion_path.tools.workflows import examples, models_of, twin_of
 
@@ -20,6 +22,16 @@ EXAMPLES = [example for example in examples() if models_of(example)]
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 STAND_INS = ROOT / "tests" / "stand_ins"
 SIZE, STEPS = 64, 4
+FAMILIES = {
+    "SD1.5": "SD1.5",
+    "SDXL": "SDXL",
+    "SD3.5": "SD3",
+    "Flux": "Flux dev",
+    "Qwen-Image": "Qwen-Image",
+    "Z-Image": "Z-Image",
+    "Wan": "Wan",
+}
+"""The family that the pack knows each example's model by."""
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "UNETLoader": "diffusion_models",
@@ -56,18 +68,18 @@ def models(folder: Path) -> Iterator[Server]:
         yield running
 
 
-def with_files(folder: Path, example: Path) -> Iterator[None]:
-    """The stand-ins of an example are there for as long as it is asked."""
-    names = [model["name"] for model in models_of(example)]
-    write(folder, names)
-    yield
-    for name in names:
-        next(folder.glob(f"*/{name}")).unlink()
-
-
 @pytest.fixture
-def files(folder: Path, request: pytest.FixtureRequest) -> Iterator[None]:
-    yield from with_files(folder, request.getfixturevalue("example"))
+def files(folder: Path, example: Path) -> Iterator[None]:
+    """The stand-ins of an example, for as long as it is tested."""
+    write(folder, [model["name"] for model in models_of(example)])
+    yield
+    empty(folder)
+
+
+def empty(folder: Path) -> None:
+    """Take all models away."""
+    for file in folder.glob("*/*.safetensors"):
+        file.unlink()
 
 
 def smaller(workflow: Workflow) -> Workflow:
@@ -109,3 +121,82 @@ def test_an_example_edits_a_picture_with_its_models(example: Path, files: None, 
     (figures,) = history["outputs"][kinds["DiffusionPath_Sampler"]]["report"]
     assert 0 < figures["steps"] <= STEPS
     assert figures["moved"] > 0
+    (path,) = history["outputs"][kinds["DiffusionPath_StraightPath"]]["text"]
+    assert path.endswith(f"Settings of {FAMILIES[example.stem.partition('-')[2]]}")
+
+
+def loaded_by_our_node(example: str, checkpoint: str) -> Workflow:
+    """An example's workflow whose models come from Model (Demo or Checkpoint), and its `size` as a
+    picture of that size."""
+    file = next(one for one in EXAMPLES if one.stem.endswith(example))
+    workflow = smaller(json.loads(twin_of(file).read_text()))
+    outputs = {"CheckpointLoaderSimple": None, "UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
+    loaders = {
+        node: outputs[body["class_type"]]
+        for node, body in workflow.items()
+        if body["class_type"] in outputs
+    }
+    for node in loaders:
+        del workflow[node]
+    for body in workflow.values():
+        for name, value in body["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                slot = loaders[value[0]]
+                body["inputs"][name] = ["ours", value[1] if slot is None else slot]
+    given = {"checkpoint": checkpoint}
+    workflow["ours"] = {"class_type": "DiffusionPath_DemoModel", "inputs": given}
+    size = ["ours", 3]
+    given = {"width": size, "height": size, "batch_size": 1, "color": 0}
+    workflow["plain"] = {"class_type": "EmptyImage", "inputs": given}
+    given = {"images": ["plain", 0]}
+    workflow["shown"] = {"class_type": "PreviewImage", "inputs": given}
+    return workflow
+
+
+@pytest.mark.parametrize(
+    ("example", "folder_of", "size"),
+    [("-SD1.5", "", 512), ("-Z-Image", "diffusion_models/", 1024)],
+)
+def test_our_own_node_loads_an_installed_model(
+    folder: Path, models: Server, example: str, folder_of: str, size: int
+):
+    file = next(one for one in EXAMPLES if one.stem.endswith(example))
+    names = [model["name"] for model in models_of(file)]
+    write(folder, names)
+    workflow = loaded_by_our_node(example, folder_of + names[0])
+    pictures = models.images(models.run(workflow, timeout=1200))
+    empty(folder)
+    assert picture(pictures["shown"][0]).size == (size, size)
+    made = next(node for node, body in workflow.items() if body["class_type"] == "SaveImage")
+    assert max(picture(pictures[made][0]).size) == SIZE
+
+
+def refused(models: Server, checkpoint: str) -> str:
+    """What our node says to a file."""
+    with pytest.raises(ComfyUIError) as refusal:
+        models.run(loaded_by_our_node("-Z-Image", checkpoint))
+    return str(refusal.value)
+
+
+def test_a_missing_text_encoder_is_named(folder: Path, models: Server):
+    write(folder, ["qwen_image_fp8_e4m3fn.safetensors"])
+    said = refused(models, "diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
+    empty(folder)
+    assert "needs a file qwen_2.5_vl_7b... in models/text_encoders, and there is none" in said
+
+
+def test_a_checkpoint_without_text_encoder_and_vae_is_refused(folder: Path, models: Server):
+    name = "wan2.1_t2v_1.3B_fp16.safetensors"
+    write(folder, [name])
+    (folder / "diffusion_models" / name).rename(folder / "checkpoints" / name)
+    said = refused(models, name)
+    empty(folder)
+    assert f"{name} holds no text encoder and no VAE; choose a checkpoint" in said
+
+
+def test_a_file_that_is_no_model_is_refused_in_one_sentence(folder: Path, models: Server):
+    save_file({"a": torch.zeros(1)}, folder / "checkpoints" / "other.safetensors")
+    said = refused(models, "other.safetensors")
+    empty(folder)
+    assert "ComfyUI cannot load other.safetensors" in said
+    assert "choose another file, or download it again." in said

@@ -27,7 +27,7 @@ def test_an_example_and_its_twin_say_the_same(example: Path, server: Server):
 
 @each_example
 def test_an_example_is_small_and_has_a_thumbnail(example: Path):
-    assert len(json.loads(example.read_text())["nodes"]) <= 12
+    assert len(json.loads(example.read_text())["nodes"]) <= 18
     assert example.with_suffix(".jpg").is_file()
 
 

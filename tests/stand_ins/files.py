@@ -227,7 +227,7 @@ NAMES: dict[str, tuple[str, Callable[[], Weights], dict[str, Any]]] = {
             | {"image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2}
             | {"joint_attention_dim": 3584},
         ),
-        QWEN,
+        {"true": {}, "small": QWEN},
     ),
     "qwen_2.5_vl_7b_fp8_scaled.safetensors": (
         "text_encoders",
@@ -238,7 +238,7 @@ NAMES: dict[str, tuple[str, Callable[[], Weights], dict[str, Any]]] = {
     "z_image_turbo_bf16.safetensors": (
         "diffusion_models",
         lambda: network("ZImage", Z_IMAGE),
-        Z_IMAGE,
+        {"true": {"dim": 3840}, "small": Z_IMAGE},
     ),
     "qwen_3_4b.safetensors": (
         "text_encoders",

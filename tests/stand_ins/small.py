@@ -22,7 +22,8 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 
 VOCABULARY = 512
 STAND_IN = "stand_in"
-"""The name under which a file's metadata holds what is smaller in its network."""
+"""The name under which a file's metadata holds the "true" sizes that tell its family, and the
+"small" ones of its network."""
 
 CLIP = {"num_hidden_layers": 3, "intermediate_size": 64}
 T5 = {"num_layers": 2, "num_heads": 2, "d_kv": 16, "d_ff": 64, "vocab_size": VOCABULARY}
@@ -49,6 +50,7 @@ def modulo(embedding: torch.nn.Embedding, given: tuple) -> tuple:
 
 text_encoder = comfy.sd1_clip.SDClipModel.__init__
 detect = comfy.model_detection.detect_unet_config
+recognise = comfy.model_detection.model_config_from_unet
 vision = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer.__init__
 
 
@@ -71,11 +73,20 @@ def small_text_encoder(
     self.transformer.get_input_embeddings().register_forward_pre_hook(modulo)
 
 
-def small_network(state_dict: Any, key_prefix: str, metadata: Any = None) -> Any:
-    """In place of the recognition of a diffusion model's sizes."""
+def true_network(state_dict: Any, key_prefix: str, metadata: Any = None) -> Any:
+    """In place of the reading of a diffusion model's sizes: with the true ones that are asked for
+    where ComfyUI looks for the family."""
     config = detect(state_dict, key_prefix, metadata=metadata)
     if config is not None and metadata and STAND_IN in metadata:
-        config |= json.loads(metadata[STAND_IN])
+        config |= json.loads(metadata[STAND_IN])["true"]
+    return config
+
+
+def small_network(*given: Any, metadata: Any = None, **named: Any) -> Any:
+    """In place of the recognition of a family: with the file's own sizes."""
+    config = recognise(*given, metadata=metadata, **named)
+    if config is not None and metadata and STAND_IN in metadata:
+        config.unet_config |= json.loads(metadata[STAND_IN])["small"]
     return config
 
 
@@ -86,5 +97,6 @@ def small_vision(self: Any, *given: Any, **named: Any) -> None:
 
 
 comfy.sd1_clip.SDClipModel.__init__ = small_text_encoder
-comfy.model_detection.detect_unet_config = small_network
+comfy.model_detection.detect_unet_config = true_network
+comfy.model_detection.model_config_from_unet = small_network
 comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer.__init__ = small_vision
