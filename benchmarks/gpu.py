@@ -353,7 +353,14 @@ def way(
     if family.guidance is not None:
         for _, options in (*source, *target, *negative):
             options["guidance"] = family.guidance
-    path, _ = node("DDIMInversion", model=model, positive=source, latent_image=latent, steps=steps)
+    path, _ = node(
+        "DDIMInversion",
+        model=model,
+        positive=source,
+        latent_image=latent,
+        steps=steps,
+        solver="euler",
+    )
     run = partial(node, model=model, path=path, negative=negative, cfg=CFG)
     if technique == NULL_TEXT:
         adam = {"optimizer": "adam", "inner_steps": INNER_STEPS, "early_stop": 1e-12}
