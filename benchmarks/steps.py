@@ -20,11 +20,11 @@ from ..demo.judge import Judge
 from .batch import MODELS, Batch, Demo
 from .edits import RESULTS, TITLES, arguments, chosen, draw_edits, measure
 from .scores import mean
-from .techniques import UNET, Row, ddim, mdp, on, plain, prompt_to_prompt
+from .techniques import UNET, Row, Technique, ddim, mdp, on, plain, prompt_to_prompt
 
 PER_KIND = 3
 COUNTS = (16, 28, 50)
-TECHNIQUES = {
+TECHNIQUES: dict[str, tuple[Technique, Sequence[str]]] = {
     "plain sampling": (plain, MODELS),
     "MDP-ε": (partial(mdp, kind="MDPEpsilon"), MODELS),
     "prompt-to-prompt": (prompt_to_prompt, UNET),

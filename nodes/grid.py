@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any, cast
 
 import torch
 from comfy_api.latest import io
@@ -76,8 +77,9 @@ def turned(edit: Edit, knob: str, value: float) -> Edit:
         if value:
             begin = knob.replace("until", "from")
             check_window(start, value, (f'"{begin}"', f'"{knob}"'))
-        return replace(edit, **{UNTIL[knob]: (start, value)})
-    changed = replace(edit, **{knob: value})
+        window: dict[str, Any] = {UNTIL[knob]: (start, value)}
+        return replace(edit, **window)
+    changed: Any = replace(cast(Any, edit), **{knob: value})
     start, end = getattr(changed, "start", None), getattr(changed, "end", None)
     if knob in ("start", "end") and start is not None and end is not None:
         check_window(start, end)
@@ -192,8 +194,9 @@ class EditGrid(io.ComfyNode):
             raise ValueError(f"second values is empty; write some for {second_knob}")
         if second_knob == knob:
             raise ValueError(f"both settings are {knob}; choose another second setting")
+        down: list[float | None] = [*rows] or [None]
         chains, scales, labels = [], [], []
-        for second, first in product(rows or [None], columns):
+        for second, first in product(down, columns):
             tried = {knob: first} if second is None else {knob: first, second_knob: second}
             chain = edits
             for name, value in tried.items():

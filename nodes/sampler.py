@@ -124,8 +124,9 @@ def cfg_of(model: ModelPatcher, path: DiffusionPath, cfg: float, edits: Edits) -
     """The target's guidance: what the path's negative was made for, or suits the edits or the
     model, if it was left open."""
     own = own_negative(path)
-    made = cfg == AUTO and own is not None and own.cfg != 1
-    return own.cfg if made else auto_cfg(model, cfg, edits)
+    if cfg == AUTO and own is not None and own.cfg != 1:
+        return own.cfg
+    return auto_cfg(model, cfg, edits)
 
 
 def on_wire(latent: Tensor) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def parameters(check: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
     return found
 
 
-TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str}
+TYPES: dict[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,)}
 """What a widget's value is, by its io_type."""
 
 

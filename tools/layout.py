@@ -36,7 +36,7 @@ def measure(server: Server, files: Iterable[Path], steps: int = 4) -> Measured:
     """
     command = ["node", str(BROWSER / "boxes.mjs"), server.url, str(steps), *map(str, files)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(answer)  # type: ignore[no-any-return]
+    return json.loads(answer)
 
 
 def largest(measured: Measured, file: Path) -> dict[int, tuple[float, float]]:

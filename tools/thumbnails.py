@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .host import Server, Workflow
 from .workflows import EXAMPLE_PICTURE, EXAMPLES, examples, models_of, twin_of
@@ -17,6 +17,8 @@ SIDE = 384
 LABEL = 44
 """The height of the strip below a thumbnail's picture."""
 LINE = 4
+GRID = 24
+"""In as many cells a side a change is looked for."""
 
 
 def label_of(name: str) -> str:
@@ -33,11 +35,17 @@ def square(picture: Image.Image) -> Image.Image:
 def split(before: Image.Image, after: Image.Image) -> Image.Image:
     """What was above a diagonal, what is below; it goes where most has changed."""
     before, after = square(before), square(after)
-    change = np.asarray(ImageChops.difference(before, after), float).sum(axis=-1) ** 2
-    diagonal = np.add.outer(np.arange(SIDE), np.arange(SIDE))
-    along = np.convolve(np.bincount(diagonal.ravel(), change.ravel()), np.ones(SIDE // 4), "same")
-    edge = int(along.argmax()) if change.any() else SIDE
-    upper = Image.fromarray((diagonal < edge).astype(np.uint8) * 255)
+    # Of small pictures, so that fine edges that have moved a little do not count.
+    small = [
+        np.asarray(one.resize((GRID, GRID), Image.Resampling.BOX), float) for one in (before, after)
+    ]
+    change = ((small[0] - small[1]) ** 2).sum(axis=-1)
+    diagonal = np.add.outer(np.arange(GRID), np.arange(GRID))
+    along = np.bincount(diagonal.ravel(), change.ravel())
+    where = np.convolve(along, np.ones(GRID // 2), "same").argmax() if change.any() else GRID - 1
+    edge = int(where + 1) * SIDE // GRID
+    upper = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(upper).polygon([(0, 0), (edge, 0), (0, edge)], fill=255)
     both = Image.composite(before, after, upper)
     ImageDraw.Draw(both).line([(edge, 0), (0, edge)], fill="white", width=LINE)
     return both
