@@ -27,8 +27,6 @@ TRANSLATED = [
     "StraightPath",
 ]
 """The nodes whose help pages are in every language."""
-SAME: set[str] = set()
-"""English strings that are the same in another language."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)?(?:e-\d+)?")
 PLACEHOLDER = re.compile(r"%\w+%")
 
@@ -63,9 +61,9 @@ def test_every_string_is_translated(comfy: Path, language: str):
     same = {
         key: text
         for key, text in strings(language).items()
-        if not text.strip() or (text == wanted.get(key) and text not in SAME)
+        if not text.strip() or text == wanted.get(key)
     }
-    assert not same, f"empty, or still English (SAME has the words that may be):{listed(same)}"
+    assert not same, f"empty, or still English:{listed(same)}"
 
 
 @each_language
