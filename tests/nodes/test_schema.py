@@ -91,9 +91,10 @@ def test_no_two_nodes_have_one_name(comfy: Path):
 
 
 @each_node
-def test_a_node_has_a_help_page(name: str):
+def test_a_node_has_a_help_page_under_its_name(comfy: Path, name: str):
     page = ROOT / "web" / "docs" / f"DiffusionPath_{name}.md"
-    assert page.read_text(encoding="utf-8").startswith("# ")
+    title = node(name).GET_SCHEMA().display_name
+    assert page.read_text(encoding="utf-8").startswith(f"# {title}\n")
 
 
 @each_node
