@@ -87,9 +87,9 @@ def lay_out(workflow: dict[str, Any], sizes: dict[int, tuple[float, float]]) -> 
     groups = workflow["groups"]
     members: dict[int, list[Box]] = {group["id"]: [] for group in groups}
     x, last = 0.0, None
-    for column in columns_of(workflow["nodes"]):
+    for number, column in enumerate(columns_of(workflow["nodes"])):
         group = group_of(column[0], groups)
-        if last is not None:
+        if number:
             x += GAP if group is not None and group is last else GROUP_GAP + 2 * PADDING
         last, y = group, 0.0
         width = max(sizes[node["id"]][0] for node in column)

@@ -83,6 +83,9 @@ def test_each_template_has_a_note_and_its_nodes_lie_in_groups(measured: Measured
                     for left, top, wide, high in frames
                 ]
                 assert sum(inside) == (int(node) not in notes), f"{file.stem}: node {node}"
+                if int(node) in notes:
+                    box = (x, y, width, height)
+                    assert not any(overlap(box, frame) for frame in frames), file.stem
 
 
 def test_a_workflow_saved_with_the_first_version_still_opens(server: Server):
