@@ -52,7 +52,7 @@ def test_levels_fall_at_every_step(spacing: str, most: int):
 
 @pytest.mark.parametrize("steps", [667, 999])
 def test_so_many_trailing_steps_that_the_last_goes_nowhere_are_refused(steps: int):
-    with pytest.raises(ValueError, match=rf"steps is {steps}, .* beyond 666; use fewer"):
+    with pytest.raises(ValueError, match=rf"steps is {steps}, .* with more than 666; use fewer"):
         spaced_sigmas(TABLE, steps, "trailing")
 
 

@@ -140,7 +140,7 @@ def test_a_blur_softens_the_edge_and_keeps_the_sum():
 
 
 def test_a_mask_of_other_proportions_is_refused_with_both_sizes():
-    with pytest.raises(ValueError, match=r"the mask is 64 x 64, .* 8 x 6 latent"):
+    with pytest.raises(ValueError, match=r"the mask is 64 x 64, .* latent is 8 x 6"):
         check_mask(torch.ones(1, 64, 64), inverted(GaussianDenoiser()))
 
 

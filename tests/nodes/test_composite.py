@@ -78,4 +78,4 @@ def test_what_does_not_fit_is_refused(comfy, inputs: dict, words: str):
     wanted = {"original": original, "edited": edited, "mask": hole(96, 128)} | inputs
     with pytest.raises(ValueError, match=words) as error:
         results("Composite", **wanted)
-    assert str(error.value).startswith("Composite Edit: ")
+    assert str(error.value).startswith("Put the Original Back (Composite Edit): ")

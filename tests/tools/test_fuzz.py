@@ -150,9 +150,13 @@ def sampled(strength: float = 1.0, **patch: Any) -> Workflow:
 
 def test_each_kind_of_end_has_its_verdict(fuzzer: Fuzzer):
     assert fuzzer.verdict(sampled()).kind == OK
-    assert fuzzer.verdict(sampled(strength=2.0)).kind == REFUSED
-    verdict = fuzzer.verdict(sampled(strength=0.0))
-    assert verdict.kind == SENTENCE and verdict.message.startswith("DDIM Inversion: strength 0.0")
+    without_steps = sampled()
+    without_steps["5"]["inputs"]["steps"] = -1
+    assert fuzzer.verdict(without_steps).kind == REFUSED
+    for strength in (0.0, 2.0):
+        verdict = fuzzer.verdict(sampled(strength=strength))
+        assert verdict.kind == SENTENCE
+        assert "Invert Picture (DDIM Inversion): strength" in verdict.message
     outside = {
         "1": node(OURS + "LoadPath", file="../x.safetensors"),
         "2": node(OURS + "SavePath", path=["1", 0], filename_prefix="x"),
