@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from diffusion_path.tools.demo import OUTPUT
 from diffusion_path.tools.host import Server
 from diffusion_path.tools.layout import Box, Measured, measure
+from diffusion_path.tools.setup import PACK, ROOT
 from diffusion_path.tools.workflows import demos, examples, front_end_to_api, models_of
 
 RENDERERS = ("classic", "nodes2")
+DIALOG = Path(__file__).parent / "templates.mjs"
 SAVED = Path(__file__).parent / "saved"
 FIRST = Path(__file__).parent.parent / "integration" / "first_release"
 
@@ -44,6 +48,17 @@ def overlap(one: Box, other: Box) -> bool:
     right = min(one[0] + one[2], other[0] + other[2])
     bottom = min(one[1] + one[3], other[1] + other[3])
     return right - left > 1 and bottom - top > 1
+
+
+def test_the_templates_dialog_has_them_in_order_under_a_readable_name(server: Server):
+    OUTPUT.mkdir(exist_ok=True)
+    said = json.loads((ROOT / "locales" / "en" / "main.json").read_text())
+    category = said["templateWorkflows"]["category"][PACK]
+    command = ["node", str(DIALOG), server.url, category, str(OUTPUT / "templates.png")]
+    names = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    wanted = [example.stem for example in examples()]
+    assert len(names) > 10  # the others come when one scrolls
+    assert names == wanted[: len(names)]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
