@@ -16,9 +16,7 @@ SCRIPT = Path(__file__).parent / "errors.mjs"
 
 
 @pytest.mark.parametrize("renderer", ["classic", "nodes2"])
-def test_an_error_is_seen_on_the_node_and_in_a_toast(
-    server: Server, tmp_path: Path, renderer: str
-):
+def test_an_error_is_seen_on_the_node_and_in_a_toast(server: Server, tmp_path: Path, renderer: str):
     OUTPUT.mkdir(exist_ok=True)
     nodes = workflow()
     nodes["7"]["inputs"]["words"] = "zebra: 1.5"

@@ -33,7 +33,9 @@ def drop_and_run(server: Server, workflow: Path, screenshot: Path) -> dict:
 
 def test_a_dropped_example_shows_its_edited_picture_and_no_error(server: Server):
     OUTPUT.mkdir(exist_ok=True)
-    shown = drop_and_run(server, EXAMPLES / "17_keep_the_layout-MDP_Epsilon.json", OUTPUT / "browser.png")
+    shown = drop_and_run(
+        server, EXAMPLES / "17_keep_the_layout-MDP_Epsilon.json", OUTPUT / "browser.png"
+    )
     assert shown["errors"] == []
     assert shown["pictures"]
     for address in (address for pictures in shown["pictures"].values() for address in pictures):
