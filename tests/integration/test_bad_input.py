@@ -91,7 +91,7 @@ def test_a_path_that_begins_above_the_models_noise(model, path):
 def test_a_mask_of_other_proportions(model, path, mask):
     edits = results("MaskBlend", mask=mask)[0]
     size = f"{mask.shape[2]} x {mask.shape[1]}"
-    sample(model, path, size, "12 x 8 latent", "make the mask from", edits=edits)
+    sample(model, path, size, "latent is 12 x 8", "make the mask with", edits=edits)
 
 
 def test_masks_for_another_number_of_images(model, path):
@@ -172,7 +172,7 @@ def test_inversion_under_guidance_without_a_negative(model):
 
 
 @pytest.mark.parametrize("act", [invert, record])
-@pytest.mark.parametrize("steps", [0, 1000])
+@pytest.mark.parametrize("steps", [-1, 1000])
 def test_steps_that_the_model_does_not_have(model, act, steps):
     act(model, f"steps is {steps}", "choose 1 to 999", steps=steps)
 

@@ -76,7 +76,8 @@ def during_call(model: Any, number: int, act: Callable[[], None]) -> Iterator[No
 
 
 def assert_same(run: list[torch.Tensor], undisturbed: list[torch.Tensor]) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(run, undisturbed, strict=True))
+    compared = zip(run, undisturbed, strict=True)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in compared)
 
 
 @each_node
