@@ -277,17 +277,16 @@ def ledits(batch: Batch) -> Any:
     return ddpm(batch, positive=batch.empty, steps=50, cfg=1.0, solver="sde-dpm++")
 
 
-def concepts(batch: Batch, start: float = 0.15, **concept: Any) -> Edited:
+def concepts(batch: Batch, scale: float = 5.0, start: float = 0.15, **concept: Any) -> Edited:
     """LEDITS++ (arXiv 2311.16711): what is new is added, what is no more removed; the picture as a
     whole has no prompt."""
     images = []
     for one in batch.inverted(ledits).each():
         edits: Any = ()
-        for words, sign in zip(one.changed(), (-1, 1), strict=True):
+        for words, signed in zip(one.changed(), (-scale, scale), strict=True):
             if words:
-                given = {"scale": 5.0} | concept
-                given |= {"prompt": words, "scale": sign * given["scale"]}
-                edits = node("Concept", clip=batch.demo.clip, edits=edits, **given)
+                given = {"clip": batch.demo.clip, "prompt": words, "scale": signed, **concept}
+                edits = node("Concept", edits=edits, **given)
         ways = {"positive": one.empty, "cfg": 1.0, "start": start, "eta": 1.0}
         images.append(one.sample(edits=edits, **ways))
     return Edited(torch.cat(images))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_path.core.diffusion import Mixing
 from diffusion_path.core.path import DiffusionPath
-from diffusion_path.samplers.solvers import DDIM, SDEDPM, STOCHASTIC, Noise, Solver, solver_of
+from diffusion_path.samplers.solvers import DDIM, SDEDPM, Noise, Solver, by_ddim, solver_of
 from diffusion_path.tests.analytic import (
     Gaussian,
     GaussianDenoiser,
@@ -86,7 +86,7 @@ def test_a_higher_order_is_more_exact_at_the_same_cost(flow: bool):
 )
 def test_it_predicts_so_often(solver: str, wanted: int):
     denoiser = GaussianDenoiser()
-    eta = float(solver in STOCHASTIC)
+    eta = float(by_ddim(solver) == solver)
     walked(denoiser, solver, 10, eta=eta, generator=torch.Generator())
     assert denoiser.evaluations == 2 * wanted
 
@@ -171,6 +171,11 @@ def test_with_noise_the_second_order_is_nearer_to_the_distribution_of_the_data(f
         return abs(float((end - prompt.mean).var()) / wanted - 1)
 
     assert away("sde-dpm++") < away("ddpm") / 2
+
+
+def test_with_eta_a_path_without_noise_is_walked_by_ddim():
+    for solver in ("euler", "midpoint", "reuse"):
+        assert type(solver_of(solver, Mixing(), 1.0, noises())) is DDIM
 
 
 def test_without_eta_a_path_with_noise_is_walked_by_ddim():
