@@ -75,7 +75,6 @@ class FlowEdit(Edit):
         settings: the family, of `FAMILIES`; "auto" takes the model's.
     """
 
-    hint: ClassVar[str] = "lower start of FlowEdit, or raise cfg"
     keeps: ClassVar[str] = "raise start of FlowEdit"
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT
     by_ddim: ClassVar[bool] = True
@@ -97,6 +96,11 @@ class FlowEdit(Edit):
             source_cfg=theirs.source_cfg if self.source_cfg is None else self.source_cfg,
             start=theirs.start if self.start is None else self.start,
         )
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        weak = abs(self.strength) < 1
+        return f"{'raise strength' if weak else 'lower start'} of FlowEdit, or raise cfg"
 
     @property
     def usual_cfg(self) -> float | None:

@@ -58,7 +58,7 @@ class MDP(Edit):
     weight_curve: WeightCurve | None = None
 
     def steps(self, source: Source) -> range:
-        return source.window(self.start, self.end)
+        return source.window(self.start, self.end) if self.weight else range(0)
 
     def w(self, step: Step) -> float:
         """The weight of the source at this step, 0 outside the window."""

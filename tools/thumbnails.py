@@ -90,14 +90,14 @@ def cells(grid: Image.Image, inputs: dict[str, Any]) -> list[Image.Image]:
     ]
 
 
-def labelled(picture: Image.Image, label: str) -> Image.Image:
-    """A picture with its label over the lower edge."""
-    size = 30
+def labelled(picture: Image.Image, label: str, height: int = LABEL) -> Image.Image:
+    """A picture with its label in a strip over the lower edge."""
+    size = height * 7 // 10
     while (font := ImageFont.load_default(size)).getlength(label) > SIDE - 20:
         size -= 1
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([0, SIDE - LABEL, SIDE, SIDE], fill=(24, 24, 27))
-    draw.text((SIDE / 2, SIDE - LABEL / 2), label, "white", font, anchor="mm")
+    draw.rectangle([0, SIDE - height, SIDE, SIDE], fill=(24, 24, 27))
+    draw.text((SIDE / 2, SIDE - height / 2), label, "white", font, anchor="mm")
     return picture
 
 
@@ -115,6 +115,8 @@ def thumbnail(
         picture = framed(shown[kinds["SaveImage"]][0], workflow[boxes]["inputs"])
     elif compared := shown.get(kinds.get("ImageCompare", "")):
         picture = split(compared[0], compared[-1])
+    elif sheets := shown.get(kinds.get("DiffusionPath_ContactSheet", "")):
+        picture = tiles(sheets)
     elif grid := kinds.get("ImageGrid"):
         picture = tiles(cells(shown[kinds["SaveImage"]][0], workflow[grid]["inputs"]))
     else:
@@ -146,8 +148,8 @@ def main() -> None:
         for example in examples():
             workflow = json.loads(twin_of(example).read_text())
             file = Path(f"{str(example).removesuffix('.json')}.jpg")
-            if models_of(example):  # nothing has been made with them here: what goes in
-                made = labelled(square(source(workflow)), label_of(example.stem))
+            if models_of(example):  # nothing has been made with them here: what goes in, and the name
+                made = labelled(square(source(workflow)), label_of(example.stem), 2 * LABEL)
             else:
                 history = server.run(workflow, timeout=3600)
                 made = thumbnail(server, workflow, history, example.stem)
