@@ -109,6 +109,11 @@ async function useDrawings(page) {
 
   await visit(page, 'PathPreview')
   seen.bars = await texts(page, '.dp-name')
+  await page.evaluate(() => {
+    const edit = window.app.graph.nodes.find((node) => node.type === 'DiffusionPath_MDPEpsilon')
+    edit.widgets.find((widget) => widget.name === 'end').value = 0.9 // as an undo does, without an event
+  })
+  await page.locator('.dp-name', { hasText: 'Keep Layout 0.00–0.90' }).waitFor()
   await dragBar(page, 'Keep Layout', 'to', 0.25)
   await dragBar(page, ': layout', 'from', 0.5)
   seen.dragged = await exported(page)

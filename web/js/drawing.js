@@ -131,6 +131,7 @@ app.registerExtension({
     document.addEventListener('focusout', redraw)
     api.addEventListener('graphChanged', redraw)
     api.addEventListener('executed', redraw)
+    setInterval(redraw, 1000) // for values that change without an event, as by an undo
   },
   afterConfigureGraph: redraw,
   onNodeOutputsUpdated: redraw
