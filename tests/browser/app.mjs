@@ -36,9 +36,9 @@ const result = await withFrontEnd(url, async (page) => {
   const first = await run('first', null)
 
   await input('Example picture').getByRole('combobox').click()
-  await page.getByRole('option', { name: 'red apple', exact: true }).click()
-  await input('What it shows now').locator('textarea').fill('a red apple on a blue background')
-  await input('What it shall show').locator('textarea').fill('a green apple on a blue background')
+  await page.getByRole('option', { name: 'red heart', exact: true }).click()
+  await input('What it shows now').locator('textarea').fill('a red heart on a gray background')
+  await input('What it shall show').locator('textarea').fill('a blue heart on a gray background')
   const second = await run('changed', first)
 
   // The graph is one click away.
