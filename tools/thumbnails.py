@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def split(before: Image.Image, after: Image.Image) -> Image.Image:
     return both
 
 
-def tiles(pictures: list[Image.Image]) -> Image.Image:
+def tiles(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures in as many columns as rows, or one more."""
     columns = next(n for n in range(1, len(pictures) + 1) if n * n >= len(pictures))
     rows = -(-len(pictures) // columns)
@@ -148,7 +149,7 @@ def main() -> None:
         for example in examples():
             workflow = json.loads(twin_of(example).read_text())
             file = Path(f"{str(example).removesuffix('.json')}.jpg")
-            if models_of(example):  # nothing has been made with them here: what goes in, and the name
+            if models_of(example):  # not run here: what goes in, and the name
                 made = labelled(square(source(workflow)), label_of(example.stem), 2 * LABEL)
             else:
                 history = server.run(workflow, timeout=3600)

@@ -214,3 +214,19 @@ def test_the_sampler_calls_the_sources_own_prompt_a_reconstruction(model, path):
     assert told.startswith("Reconstructed")
     told = text(call("Sampler", model=model, path=path, cfg=30.0, **prompts))
     assert told.startswith("Not exact") and "Null-Text Inversion" in told
+
+
+@pytest.mark.parametrize("edit", ALL)
+def test_an_mdp_edit_without_weight_leaves_the_picture_and_says_so(model, path, plain, edit):
+    nothing = chain((edit, {"weight": 0.0}))
+    prompts = {"positive": TARGET, "negative": NEGATIVE}
+    output = call("Sampler", model=model, path=path, cfg=CFG, edits=nothing, **prompts)
+    assert "had no effect" in text(output)
+    assert torch.equal(output.args[2].clean, plain)
+
+
+def test_flow_edit_without_strength_says_what_to_raise(model, path):
+    nothing = chain(("FlowEdit", {"strength": 0.0}))
+    prompts = {"positive": TARGET, "negative": NEGATIVE}
+    told = text(call("Sampler", model=model, path=path, edits=nothing, **prompts))
+    assert "Almost nothing changed: raise strength of FlowEdit" in told
