@@ -153,7 +153,7 @@ class AttentionMaps(io.ComfyNode):
         steps = window(path.sigmas.tolist(), start, end, percent_to_sigma)
         if not steps:
             raise ValueError(
-                f"none of the path's {path.steps} steps begins between start {start} and end {end} "
+                f"none of the path's {path.steps} steps begins between start {start} and end {end}"
                 "; move them apart"
             )
 

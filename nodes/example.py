@@ -105,7 +105,6 @@ class ExamplePicture(io.ComfyNode):
                 f"{shown(photo)} cannot be read as a picture; choose another file"
             ) from error
         pixels = torch.from_numpy(np.array(upright)).float()[None] / 255
-        pixels = torch.from_numpy(np.array(upright)).float()[None] / 255
         pixels = pixels.to(
             comfy.model_management.intermediate_device(),
             comfy.model_management.intermediate_dtype(),

@@ -127,25 +127,27 @@ def sdxl_refiner(seed: int = 0) -> Any:
     return patcher(comfy.supported_models.SDXLRefiner, config, seed)
 
 
+SD3 = {
+    "in_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 2048,
+    "pos_embed_max_size": 32,
+    "num_patches": 1024,
+    "pos_embed_scaling_factor": None,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 32, "out_features": 128},
+    },
+}
+
+
 def sd3(seed: int = 0) -> Any:
     """Stable Diffusion 3: a flow transformer of 16 channels, text 32 wide, pooled 2048."""
     import comfy.supported_models
 
-    config = {
-        "in_channels": 16,
-        "patch_size": 2,
-        "depth": 2,
-        "input_size": None,
-        "adm_in_channels": 2048,
-        "pos_embed_max_size": 32,
-        "num_patches": 1024,
-        "pos_embed_scaling_factor": None,
-        "context_embedder_config": {
-            "target": "torch.nn.Linear",
-            "params": {"in_features": 32, "out_features": 128},
-        },
-    }
-    return patcher(comfy.supported_models.SD3, config, seed)
+    return patcher(comfy.supported_models.SD3, SD3, seed)
 
 
 def attentive(model: Any, gain: float = 5.0) -> Any:

@@ -126,15 +126,7 @@ SDXL = UNET | {
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
 }
-SD3 = {
-    "in_channels": 16,
-    "patch_size": 2,
-    "depth": 2,
-    "input_size": None,
-    "adm_in_channels": 2048,
-    "pos_embed_max_size": 32,
-    "num_patches": 1024,
-    "pos_embed_scaling_factor": None,
+SD3 = tiny_models.SD3 | {
     "qk_norm": "rms",
     "x_block_self_attn_layers": [0],
     "context_embedder_config": {
