@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 import enum
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import chain, groupby, zip_longest
 from textwrap import shorten
 
 import torch
@@ -26,9 +27,11 @@ class Special(enum.Enum):
     START = "start"
     END = "end"
     PAD = "padding"
+    TEMPLATE = "template"
+    """What a text encoder puts around the text, such as a chat's questions and answers."""
 
 
-START, END, PAD = Special.START, Special.END, Special.PAD
+START, END, PAD, TEMPLATE = Special.START, Special.END, Special.PAD, Special.TEMPLATE
 
 _SMALL_WORDS = """
 a an the this that its his her their of in on at by to for from with without and or under over near
@@ -50,21 +53,25 @@ class Word:
 
     Attributes:
         text: as the user knows it, such as "horse", "," or "embedding:name".
-        tokens: its columns in the cross-attention.
+        tokens: its columns in the attention.
+        others: its columns in the part of another text encoder: CLIP's, in front of T5's, in SD3.
+            Where the network puts that part behind the embedding, they count on from its end.
     """
 
     text: str
     tokens: tuple[int, ...]
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """A text as the cross-attention sees it.
+    """A text as the attention sees it.
 
     Attributes:
         text: what the user wrote.
-        tokens: one for each column, all chunks of 77 one after the other: START, END or PAD, the
-            token's id, or what `key` makes of an embedding's vector.
+        tokens: one for each column of the embedding, all chunks one after the other: a `Special`,
+            the token's id, or the digest of an embedding's vector; or a pair of them, for two text
+            encoders, or to tell one's ids from another's.
         words: in the order of the text.
         embedding: (1, tokens, width) what the text encoder made of it; its conditioning is
             recognised by this.
@@ -75,18 +82,26 @@ class Prompt:
     words: tuple[Word, ...]
     embedding: Tensor
 
-    def spelling(self, word: Word) -> tuple[Hashable, ...]:
-        """The tokens of a word."""
-        return tuple(self.tokens[column] for column in word.tokens)
+    def spelling(self, word: Word) -> Hashable:
+        """What is the same for the same word: its text, or the vectors of an embedding.
 
-    def columns(self, words: str | Sequence[str]) -> tuple[int, ...]:
+        The first word of a text may have other tokens than the same word after a space.
+        """
+        tokens = tuple(self.tokens[column] for column in word.tokens)
+        return word.text if all(isinstance(token, int) for token in tokens) else tokens
+
+    def columns(self, words: str | Sequence[str], everywhere: bool = False) -> tuple[int, ...]:
         """The columns of every occurrence of a word or phrase, or of each of several.
 
         Spaces and capitals do not count, so that "2024" and "horse's", which are several words to
         the tokenizer, are found as well.
+
+        Args:
+            everywhere: with the columns in the part of another text encoder.
         """
         if not isinstance(words, str):
-            return tuple(sorted({column for one in words for column in self.columns(one)}))
+            each = (self.columns(one, everywhere) for one in words)
+            return tuple(sorted({column for columns in each for column in columns}))
         wanted = _plain(words)
         if not wanted:
             raise ValueError("one of the words is empty; write a word of the prompt")
@@ -94,7 +109,7 @@ class Prompt:
             column
             for first in range(len(self.words))
             for word in self._span(first, wanted)
-            for column in word.tokens
+            for column in (*word.tokens, *(word.others if everywhere else ()))
         }
         if not found:
             raise ValueError(
@@ -290,20 +305,28 @@ _PUNCTUATION = {"Pe", "Pf", "Pi", "Po", "Ps"}
 def _hand_over(mapper: Tensor, old: Words, new: Words) -> None:
     """Write into a mapper that new words take the attention of old ones.
 
-    Of as many words each takes that of its own; otherwise all share that of all.
+    Of as many words each takes that of its own; otherwise all share that of all. What other text
+    encoders make of the words is handed over too, where it is among the mapper's columns.
     """
-    if len(old) != len(new):
-        columns = [column for word in old for column in word.tokens]
-        receivers = [column for word in new for column in word.tokens]
-        for column in receivers:
-            mapper[columns, column] = 1 / len(receivers)
-        return
-    for one, other in zip(old, new, strict=True):
-        if len(one.tokens) == len(other.tokens):
-            mapper[one.tokens, other.tokens] = 1
-        else:
-            for column in other.tokens:
-                mapper[one.tokens, column] = 1 / len(other.tokens)
+    _give(mapper, [word.tokens for word in old], [word.tokens for word in new])
+    givers, takers = (
+        [[column for column in word.others if column < size] for word in words]
+        for words, size in zip((old, new), mapper.shape, strict=True)
+    )
+    _give(mapper, givers, takers)
+
+
+def _give(mapper: Tensor, givers: Sequence[Sequence[int]], takers: Sequence[Sequence[int]]) -> None:
+    """Write into a mapper that columns take the attention of others, given word by word."""
+    paired = len(givers) == len(takers)
+    if not paired:
+        givers, takers = [[*chain(*givers)]], [[*chain(*takers)]]
+    for old, new in zip(givers, takers, strict=True):
+        if paired and len(old) == len(new):
+            mapper[list(old), list(new)] = 1
+            continue
+        for column in new:
+            mapper[list(old), column] = 1 / len(new)
 
 
 def padding_by_position(pair: PromptPair, alignment: Alignment) -> Alignment:
@@ -363,17 +386,26 @@ def _content(tokens: Sequence[Hashable]) -> list[int]:
     return [i for i, token in enumerate(tokens) if not isinstance(token, Special)]
 
 
-def _special_columns(tokens: Sequence[Hashable]) -> dict[tuple[int, Hashable, int], int]:
-    """Column by chunk, kind, and number among its kind in the chunk."""
-    columns: dict[tuple[int, Hashable, int], int] = {}
-    chunk, padding = -1, 0
+def _special_columns(tokens: Sequence[Hashable]) -> dict[Hashable, int]:
+    """Column by chunk, kind, and number among its kind in the chunk.
+
+    A chunk ends with END and padding. In SD3 those of CLIP, which begin with START, are counted by
+    themselves, so that T5's is the same one however many come before it.
+    """
+    columns: dict[Hashable, int] = {}
+    chunks: Counter[bool] = Counter()
+    numbers: Counter[Hashable] = Counter()
+    started = False
+    before: Hashable = END
     for column, token in enumerate(tokens):
-        if token is START:
-            chunk, padding = chunk + 1, 0
-        if token is PAD:
-            padding += 1
+        if before in (END, PAD) and token is not PAD:
+            started = token is START
+            chunks[started] += 1
+            numbers.clear()
         if isinstance(token, Special):
-            columns[chunk, token, padding if token is PAD else 0] = column
+            columns[started, chunks[started], token, numbers[token]] = column
+            numbers[token] += 1
+        before = token
     return columns
 
 

@@ -19,7 +19,7 @@ def to_plain(prompt: Prompt) -> dict[str, Any]:
     return {
         "text": prompt.text,
         "tokens": [_plain(token) for token in prompt.tokens],
-        "words": [[word.text, [*word.tokens]] for word in prompt.words],
+        "words": [_plain_word(word) for word in prompt.words],
         "embedding": digest(prompt.embedding).hex(),
     }
 
@@ -34,7 +34,7 @@ def from_plain(plain: Any, embedding: Tensor) -> Prompt | None:
         if plain["embedding"] != digest(embedding).hex():
             return None
         tokens = tuple(_token(token) for token in plain["tokens"])
-        words = tuple(Word(str(text), tuple(columns)) for text, columns in plain["words"])
+        words = tuple(_word(*word) for word in plain["words"])
         text = str(plain["text"])
     except (KeyError, TypeError, ValueError):
         return None
@@ -42,6 +42,16 @@ def from_plain(plain: Any, embedding: Tensor) -> Prompt | None:
     if len(tokens) != embedding.shape[1] or not columns <= {*range(len(tokens))}:
         return None
     return Prompt(text=text, tokens=tokens, words=words, embedding=embedding)
+
+
+def _plain_word(word: Word) -> list[Any]:
+    """Without `others` if there are none, as the files of earlier versions have it."""
+    others = [[*word.others]] if word.others else []
+    return [word.text, [*word.tokens], *others]
+
+
+def _word(text: Any, tokens: Any, others: Any = ()) -> Word:
+    return Word(str(text), tuple(tokens), tuple(others))
 
 
 def _plain(token: Hashable) -> Any:

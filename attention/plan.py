@@ -11,7 +11,8 @@ values that are 1 at a word's tokens, `M' v` is the map of that word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,9 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.denoiser import Seen
+from ..core.families import Block
 from .align import Prompt
 
-__all__ = ["Attention", "Maps", "Painted", "Seen", "Watch", "edited", "marks", "of", "side"]
+__all__ = [
+    "Attention",
+    "Injection",
+    "Maps",
+    "Painted",
+    "Seen",
+    "Watch",
+    "edited",
+    "marks",
+    "of",
+    "side",
+]
+
+QUERIES, KEYS, VALUES, OUTPUT, FEATURES = "queries", "keys", "values", "output", "features"
+"""What an injection may take: the three inputs of an attention, its output, and the features that
+a UNet's residual block adds."""
 
 
 def marks(prompt: Prompt, words: Sequence[Sequence[int]]) -> Tensor:
@@ -99,9 +116,50 @@ class Painted:
             peak: the largest score of each picture and head (B, heads).
         """
         if size not in self.places:
-            mask = F.interpolate(self.mask[:, None].to(peak), size, mode="area").flatten(1)
+            mask = coverage(self.mask, size).to(peak)
             self.places[size] = (mask[:, :, None] * self.tokens.to(peak))[:, None]
         return peak[:, :, None, None] * self.places[size]
+
+
+def coverage(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """How much of each of a layer's places (1 or B, places) a mask (1 or B, height, width) covers.
+
+    Args:
+        size: height and width of the layer's pictures, behind the number of frames of a video.
+    """
+    covered = F.interpolate(mask[:, None], tuple(size[-2:]), mode="area")
+    return covered.expand(-1, math.prod(size[:-2]), -1, -1).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Injection:
+    """What some blocks' self-attention takes of the source; a joint attention's at the places of
+    the picture, and never at those of the text.
+
+    Attributes:
+        parts: of `QUERIES`, `KEYS`, `VALUES`, `OUTPUT` and `FEATURES`.
+        blocks: which; None is all.
+        weight: how much of the result is the injected one; the rest is the target's own.
+        outside: a mask (1 or B, height, width) of the picture's proportions: only where it is
+            below one half; None is everywhere.
+        beside: whether the source's keys and values stand beside the target's own, so that it
+            attends to both.
+        aligned: whether the target's queries and keys get the source's mean and deviation.
+        first: whether what is taken is that of the target's first picture, in place of the
+            source's.
+    """
+
+    parts: Collection[str]
+    blocks: Collection[Block] | None = None
+    weight: float = 1.0
+    outside: Tensor | None = None
+    beside: bool = False
+    aligned: bool = False
+    first: bool = False
+
+    def at(self, block: Block) -> bool:
+        """Whether it is for that block."""
+        return self.blocks is None or block in self.blocks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +173,7 @@ class Attention:
         scale: a factor for each of the target's tokens (T,); None is 1.
         self_limit: self-attention maps up to this side, for 512 x 512 pixels, are the source's.
         self_weight: how much of these maps is the source's; the rest is their own.
+        injections: what else blocks take of the source.
         painted: phrases that are told their places, and how hard: what is added to the scores
             there, in parts of each head's largest score.
         watched: what to look at.
@@ -127,13 +186,15 @@ class Attention:
     scale: Tensor | None = None
     self_limit: int = 0
     self_weight: float = 1.0
+    injections: tuple[Injection, ...] = ()
     painted: tuple[tuple[Painted, float], ...] = ()
     watched: tuple[Watch, ...] = ()
 
     @property
     def injects(self) -> bool:
         """Whether the target's prediction takes something of the source's."""
-        return self.mapper is not None or self.self_limit > 0
+        taken = any(not injection.first for injection in self.injections)
+        return self.mapper is not None or self.self_limit > 0 or taken
 
     @property
     def needs_source(self) -> bool:
@@ -148,10 +209,15 @@ class Attention:
     @property
     def has_places(self) -> bool:
         """Whether it is for places of the picture, and not for all of them alike."""
-        return self.injects or bool(self.painted) or bool(self.watched)
+        return self.injects or bool(self.injections or self.painted or self.watched)
+
+    @property
+    def features(self) -> bool:
+        """Whether some of a UNet's residual blocks take what they add of the source."""
+        return any(FEATURES in injection.parts for injection in self.injections)
 
     def __bool__(self) -> bool:
-        return self.needs_source or self.changes_cross or bool(self.watched)
+        return self.needs_source or self.changes_cross or bool(self.injections or self.watched)
 
 
 def of(patch: Attention | None) -> Attention:
@@ -160,7 +226,7 @@ def of(patch: Attention | None) -> Attention:
 
 
 Maps = Callable[[Tensor], Tensor]
-"""Maps as a function of the values they are multiplied with: (B, tokens, width) to (B, pixels,
+"""Maps as a function of the values they are multiplied with: (B, ..., tokens, width) to (B, pixels,
 width)."""
 
 
@@ -176,7 +242,8 @@ def edited(attention: Attention, own: Maps, source: Maps | None) -> Maps:
         if attention.mapper is None or source is None:
             return own(values)
         mapper = attention.mapper.to(values)
-        injected = source(torch.einsum("st,btw->bsw", mapper, values[:, : mapper.shape[1]]))
+        first = values[..., : mapper.shape[1], :]
+        injected = source(torch.einsum("st,...tw->...sw", mapper, first))
         if attention.own is None:
             return injected
         return own(_columns(values, attention.own)) + injected
@@ -185,8 +252,8 @@ def edited(attention: Attention, own: Maps, source: Maps | None) -> Maps:
 
 
 def _columns(values: Tensor, factors: Tensor | None) -> Tensor:
-    """`values` (B, tokens, width), those of each token times its factor."""
+    """`values` (B, ..., tokens, width), those of each token times its factor."""
     if factors is None:
         return values
-    copies = values.shape[1] // len(factors)
+    copies = values.shape[-2] // len(factors)
     return values * factors.to(values).repeat(copies)[:, None]

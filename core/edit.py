@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from .denoiser import Condition, Denoiser, Patch, Query, Seen
 from .diffusion import ddim_parts
+from .families import Kind
 from .path import Conditioning, DiffusionPath, Source
 
 WeightCurve = Callable[[float], float]
@@ -112,7 +113,7 @@ class Need(enum.Flag):
     PROMPT = enum.auto()
     """The source's prompts."""
     ATTENTION = enum.auto()
-    """A network whose cross-attention can be changed."""
+    """A network whose attention can be changed."""
 
 
 class Edit:
@@ -155,12 +156,17 @@ class Edit:
         return ()
 
     @property
+    def note(self) -> str:
+        """What the settled edit does, where that depends on the model; else empty."""
+        return ""
+
+    @property
     def usual_cfg(self) -> float | None:
         """The target's guidance that suits the settled edit; None is the model's own."""
         return None
 
-    def settled(self, family: str) -> Self:
-        """The edit with what was left to the model's family decided."""
+    def settled(self, kind: Kind) -> Self:
+        """The edit with what was left to the model decided."""
         return self
 
     def check(self, path: DiffusionPath) -> None:

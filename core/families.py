@@ -1,8 +1,31 @@
-"""What is usual for a family of models: how many steps, and how much guidance."""
+"""What is usual for a family of models, and what an edit may know of the model it will run on."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+Block = tuple[str, int]
+"""A block of a network: its kind ("input", "middle" or "output" in a UNet; "double", "single" or
+"block" in a transformer), and its number among those of the kind."""
+
+
+class Kind(NamedTuple):
+    """What an edit may know of a model before it runs.
+
+    Attributes:
+        family: of `USUAL`.
+        joint: whether the text and the picture share one attention, as in Flux; else the picture
+            attends to itself and to the text in turn, as in a UNet.
+        blocks: those with attention, in the order of their call.
+        network: which of the published networks it is, such as "Flux"; "" is none of them.
+        begins: the fraction of the model's schedule, 0 is its noisy end, where the walk begins.
+    """
+
+    family: str
+    joint: bool = False
+    blocks: tuple[Block, ...] = ()
+    network: str = ""
+    begins: float = 0.0
 
 
 class Usual(NamedTuple):

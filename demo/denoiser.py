@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from . import MODEL, data
 from .autoencoder import SCALING_FACTOR
-from .fit import DEVICE, WORK, checkpoint, fit
+from .fit import BFLOAT16, DEVICE, WORK, checkpoint, fit
 from .tokenizer import LENGTH, tokenize, train_tokenizer
 from .world import caption
 
@@ -152,7 +152,7 @@ def encoded(
         batches = []
         for first in range(0, pictures, 50):
             images = data.pictures(scenes[first : first + 50]).to(DEVICE)
-            with torch.autocast(DEVICE.type, torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BFLOAT16):
                 batches.append(autoencoder.encode(images).latent_dist.mean.float().cpu())
             print(f"latents: {first + 50}/{pictures}", end="\r", flush=True)
         latents = torch.cat(batches) * SCALING_FACTOR

@@ -17,6 +17,10 @@ WORK = Path(__file__).parent.parent / ".demo-work"
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+_CPU = torch.cpu.get_capabilities()
+BFLOAT16 = DEVICE.type == "cuda" or bool(_CPU.get("avx512_bf16") or _CPU.get("amx_bf16"))
+"""Whether the machine computes with bfloat16 itself; a CPU that does not is forty times slower."""
+
 Network = TypeVar("Network", bound=nn.Module)
 
 _EMA = 0.999
@@ -36,9 +40,9 @@ def fit(
 
     `loss(model, step)` must draw its data from a generator seeded by the step, so that a run that
     was stopped continues as if it had not been. AdamW, and Muon (Jordan et al. 2024) for the
-    weights in `matrices`; learning rate with warm-up and cosine decay, bfloat16 autocast. A
-    finished run, or finished weights without the state of their training, are trained for `more`
-    steps, with a warm-up and decay anew.
+    weights in `matrices`; learning rate with warm-up and cosine decay, bfloat16 autocast
+    where the machine has it. A finished run, or finished weights without the state of their
+    training, are trained for `more` steps, with a warm-up and decay anew.
     """
     model = model.to(DEVICE).train()
     apart = {id(weight) for weight in matrices}
@@ -83,7 +87,7 @@ def fit(
         for group in groups:
             group["lr"] = lr * _schedule(step - first, last - first)
         torch.manual_seed(step)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BFLOAT16):
             value = loss(model, step)
         model.zero_grad(set_to_none=True)
         value.backward()

@@ -147,16 +147,21 @@ def object_mask(scene: Scene, index: int) -> np.ndarray:
     return _alpha(scene.objects[index]) > 0
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene, places: bool = True) -> str:
     """What the picture shows, in words.
 
     >>> caption(Scene((Object("red apple", (64, 64), 60),), "blue"))
     'a red apple on a blue background'
+
+    Args:
+        places: whether to say which of two objects is left and which is right.
     """
     words = [phrase(item.name) for item in scene.objects]
     if len(words) == 1:
         return f"{words[0]} on a {scene.background} background"
     left, right = words
+    if not places:
+        return f"{left} and {right} on a {scene.background} background"
     return f"{left} on the left and {right} on the right, on a {scene.background} background"
 
 

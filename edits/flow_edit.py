@@ -19,6 +19,7 @@ from typing_extensions import Self
 from ..core.denoiser import Query
 from ..core.diffusion import derivative
 from ..core.edit import Edit, Need, Step
+from ..core.families import Kind
 from ..core.path import DiffusionPath, Source
 
 
@@ -87,8 +88,8 @@ class FlowEdit(Edit):
     average: int = 1
     settings: str = "auto"
 
-    def settled(self, family: str) -> Self:
-        settings = family if self.settings == "auto" else self.settings
+    def settled(self, kind: Kind) -> Self:
+        settings = kind.family if self.settings == "auto" else self.settings
         theirs = FAMILIES[settings]
         return replace(
             self,

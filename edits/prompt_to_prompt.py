@@ -1,7 +1,9 @@
 """Prompt-to-prompt (Hertz et al., ICLR 2023, arXiv 2208.01626): edit by the attention maps.
 
 Source and target are predicted side by side, and the target's maps become, for a part of the
-steps, the source's: what is where stays, and what it is follows the new prompt.
+steps, the source's: what is where stays, and what it is follows the new prompt. Where text and
+picture share one attention, the picture's queries and keys are the source's instead (arXiv
+2508.07519, ICCV 2025).
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ import torch
 from typing_extensions import Self
 
 from ..attention.align import Alignment, Prompt, PromptPair
-from ..attention.plan import Attention, of
+from ..attention.blocks import chosen
+from ..attention.plan import KEYS, QUERIES, Attention, Injection, of
 from ..core.denoiser import Query
 from ..core.edit import Edit, Need, Step, WeightCurve
+from ..core.families import Block, Kind
 from ..core.path import Source
 
 Window = tuple[float, float]
 """A part of the model's schedule from and to a fraction, 0 is its noisy end."""
+
+JOINT = 0.2
+"""For how much of the walk a joint attention's queries and keys are injected: the paper's."""
+
+JOINT_BLOCKS = {"Flux schnell": "0-37"}
+"""In which blocks, by the family; all in others. The paper's, for models of few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +46,15 @@ class PromptToPrompt(Edit):
             the paper's code has 16, that of null-text inversion 32.
         weight_curve: how much of what is injected is the source's, over the schedule; the rest is
             the target's own. None is all.
+        joint_replace: up to where a joint attention's queries and keys are injected; None takes
+            the paper's part of the walk.
+        joint_blocks: in which blocks, as `attention.blocks.chosen` reads them; "" takes the
+            family's.
+        joint: those blocks, if the model's attention is joint; None if it is not.
         plans: what is injected, by that weight and the windows that are open, on the device once it
             is.
     """
 
-    hint: ClassVar[str] = 'lower "keep layout until" or "keep shapes until" of Prompt-to-Prompt'
-    keeps: ClassVar[str] = 'raise "keep shapes until" of Prompt-to-Prompt'
     needs: ClassVar[Need] = Need.PATH | Need.PROMPT | Need.ATTENTION
 
     pair: PromptPair
@@ -51,6 +64,9 @@ class PromptToPrompt(Edit):
     words: tuple[tuple[tuple[int, ...], Window], ...] = ()
     self_limit: int = 32
     weight_curve: WeightCurve | None = None
+    joint_replace: float | None = None
+    joint_blocks: str = ""
+    joint: frozenset[Block] | None = None
     plans: dict[tuple[float, ...], Attention] = field(default_factory=dict, repr=False)
 
     @property
@@ -58,8 +74,40 @@ class PromptToPrompt(Edit):
         return self.pair.source, self.pair.target
 
     @property
+    def hint(self) -> str:  # type: ignore[override]
+        if self.joint is not None:
+            return 'lower "keep both until" of Prompt-to-Prompt'
+        return 'lower "keep layout until" or "keep shapes until" of Prompt-to-Prompt'
+
+    @property
+    def keeps(self) -> str:  # type: ignore[override]
+        knob = "shapes" if self.joint is None else "both"
+        return f'raise "keep {knob} until" of Prompt-to-Prompt'
+
+    def settled(self, kind: Kind) -> Self:
+        if not kind.joint:
+            return self
+        end = self.joint_replace
+        if end is None:
+            end = kind.begins + JOINT * (1 - kind.begins)
+        blocks = self.joint_blocks or JOINT_BLOCKS.get(kind.family, "")
+        return replace(self, joint_replace=end, joint=chosen(blocks, kind.blocks))
+
+    @property
+    def note(self) -> str:
+        if self.joint is None:
+            return ""
+        return (
+            f"Prompt-to-Prompt: the source's queries and keys in {len(self.joint)} blocks, until "
+            f"{self.joint_replace:.2g}"
+        )
+
+    @property
     def windows(self) -> list[Window]:
-        """Of the cross-attention, of the self-attention, and of single words."""
+        """Of the cross-attention, of the self-attention, and of single words; or of the joint
+        attention."""
+        if self.joint is not None:
+            return [(0.0, self.joint_replace or 0.0)]
         return [self.cross_replace, self.self_replace, *(ends for _, ends in self.words)]
 
     def steps(self, source: Source) -> range:
@@ -79,10 +127,12 @@ class PromptToPrompt(Edit):
         plan = self.plan(step)
         if not plan:
             return patch
+        attention = of(patch)
         return replace(
-            of(patch),
+            attention,
             source=self.pair.source,
             target=self.pair.target,
+            injections=(*attention.injections, *plan.injections),
             mapper=plan.mapper,
             own=plan.own,
             self_limit=plan.self_limit,
@@ -100,8 +150,12 @@ class PromptToPrompt(Edit):
         return tuple(weight * (index in source.window(*ends)) for ends in self.windows)
 
     def _plan(
-        self, device: torch.device, dtype: torch.dtype, cross: float, own_self: float, *words: float
+        self, device: torch.device, dtype: torch.dtype, cross: float, *others: float
     ) -> Attention:
+        if self.joint is not None:
+            both = Injection(parts=(QUERIES, KEYS), blocks=self.joint, weight=cross)
+            return Attention(injections=(both,) if cross else ())
+        own_self, *words = others
         alpha = torch.full(self.alignment.new.shape, cross)
         for (columns, _), weight in zip(self.words, words, strict=True):
             alpha[list(columns)] = weight

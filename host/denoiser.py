@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Answers, Query
 from . import conditions
+from .attention import AttentionControl, Chunk
 from .conditions import Conds
 from .gradients import (
     checkpointed,
@@ -34,7 +35,7 @@ from .gradients import (
     training,
 )
 from .model import mixing_of
-from .unet import AttentionControl, Chunk
+from .networks import control_of
 
 KEPT = 400 * 1024
 """Bytes that a backward pass keeps for each latent pixel and byte of a number: as much as SDXL.
@@ -59,14 +60,16 @@ class Network:
     """The innermost wrapper of the network for one run: it counts, and serves those who ride along.
 
     Attributes:
+        attention: what is told of each call.
         evaluations: parts of a call that were evaluated so far.
         sigma: the noise level that was asked for last.
         riders: the latents to put in, by the part of the call; None leaves the call's own.
         heard: their estimates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attention: AttentionControl) -> None:
         """Nobody rides along yet."""
+        self.attention = attention
         self.evaluations, self.sigma = 0, math.inf
         self.riders: dict[Chunk, Tensor | None] = {}
         self.heard: dict[Chunk, Tensor] = {}
@@ -82,6 +85,7 @@ class Network:
         )
         chunks = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
         self.evaluations += len(chunks)
+        self.attention.enter(x)
         if not self.riders.keys() & set(chunks):
             return executor(x, *args, **named)
         own = [self.riders.get(chunk) for chunk in chunks]
@@ -100,6 +104,7 @@ class ComfyDenoiser:
     Attributes:
         network: counts the network's evaluations.
         attention: what changes attention during this run.
+        needs_attention: whether something of this run changes attention or looks at it.
     """
 
     def __init__(
@@ -116,11 +121,13 @@ class ComfyDenoiser:
         self.device = self.patcher.load_device
         self.dtype = self.model.get_dtype_inference()
         self.mixing = mixing_of(self.patcher)
-        self.network, self.attention = Network(), AttentionControl(self.model.diffusion_model)
+        self.attention = control_of(self.model.diffusion_model)
+        self.network = Network(self.attention)
+        self.needs_attention = False
         self._given: tuple[float, Tensor] | None = None
         self._rest: list[Tensor] = []
         self._owned: dict[tuple[uuid.UUID, Any], bool] = {}
-        self._with_patches: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._with_patches: tuple[dict[str, Any], bool, dict[str, Any]] | None = None
         self._keyframes = list(_keyframes(guider.all_conds()))
         wrappers = model_options["transformer_options"].get("wrappers", {})
         kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
@@ -158,6 +165,7 @@ class ComfyDenoiser:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._follow_keyframes(sigma)
         self.attention.forget()
+        reaches = self._probes or any(query.patch is not None for query in queries)
         seen: dict[Any, Tensor] = {}
         main, *others = queries
         # Those with a patch have calls of their own, before the first one's: what that sets up in
@@ -168,6 +176,8 @@ class ComfyDenoiser:
             answers |= self._answer([query], sigma, seen)
         rest = [query for query in others if query.patch is None]
         answers |= self._answer([main, *rest], sigma, seen)
+        if reaches:
+            self.attention.check_reached()
         return Answers([answers[query] for query in queries], seen)
 
     def _answer(
@@ -324,11 +334,19 @@ class ComfyDenoiser:
         """The options for a query, with its patch in them; those of the run stay as they are."""
         self.attention.idle = query.patch is None
         # What torch.compile has compiled with patches looks for them in every call.
-        if query.patch is None and not self.compiled:
+        if query.patch is None and not self.compiled and not self._probes:
             return self.options
-        if self._with_patches is None or self._with_patches[0] is not self.options:
-            self._with_patches = self.options, self.attention.options(self.options)
-        return self._with_patches[1]
+        kept, features = self._with_patches, self.attention.with_features
+        if kept is None or kept[0] is not self.options or kept[1] != features:
+            kept = self.options, features, self.attention.options(self.options)
+            self._with_patches = kept
+        return kept[2]
+
+    @property
+    def _probes(self) -> bool:
+        """Whether the next call of the network is the first, and shows if its attention can be
+        reached."""
+        return self.needs_attention and not self.network.evaluations
 
     def _guides_further(self) -> bool:
         """Whether guidance functions may ask the network again."""

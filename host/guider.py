@@ -218,6 +218,7 @@ class PathGuider(PairGuider):
             ValueError: the sampler begins above the path, where there is no source.
         """
         denoiser, conditions = self.denoiser, self.conditions
+        denoiser.needs_attention = any(Need.ATTENTION in edit.needs for edit in self.edits)
         source = Source(
             self.path,
             denoiser.percent_to_sigma,

@@ -20,7 +20,7 @@ from .support import (
     CATEGORY,
     Path,
     Prompts,
-    check_cross_attention,
+    check_attention,
     check_grouping,
     check_path,
     check_sampled,
@@ -143,7 +143,7 @@ class AttentionMaps(io.ComfyNode):
     def execute(
         cls, model, path, vae, words, resolution, prompts=None, start=0.0, end=1.0
     ) -> io.NodeOutput:
-        check_cross_attention(model, "the maps are of", "an SD 1.x, SD 2.x or SDXL model")
+        check_attention(model, "the maps are of", "one of the models that the README names")
         check_grouping(model, "Attention Maps")
         check_path(model, path)
         prompt = prompt_of(path, prompts)

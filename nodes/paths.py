@@ -14,7 +14,7 @@ from ..host.denoiser import ComfyDenoiser
 from ..host.guider import PathGuider, PathSampler, run, sample
 from ..host.model import family, fingerprint, mixing_of, usual
 from ..inversion.ddim import INVERSIONS, ddim_inversion
-from .sampler import on_wire
+from .sampler import on_wire, settle
 from .support import (
     AUTO,
     CATEGORY,
@@ -333,6 +333,7 @@ class RecordPath(io.ComfyNode):
             cfg=cfg,
             fingerprint=fingerprint(model),
         )
+        edits = settle(model, edits)
         check_edits(model, edits, unknown, positive, recorded=True)
         # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
         pure = True if sigmas is None and spacing in SPACINGS else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..attention import align
-from ..attention.words import EMBEDDING, OTHER_CLIP, Reading, embedding_names, read
+from ..attention.words import EMBEDDING, Reading, embedding_names, made_of, probe, read
 from ..core.path import Conditioning
 from ..host.conditions import signed
 from .support import (
@@ -18,6 +20,11 @@ from .support import (
     tell,
 )
 
+FURTHER = {"conditioning_llama3": ("llama", 2), "t5xxl_ids": ("t5xxl", 1)}
+"""Options of a CONDITIONING with another text encoder's tokens, which the network puts behind the
+embedding's: the encoder, and how often. HiDream reads Llama's last layer, and then that of each
+block. (Anima reads T5's in place of the embedding's.)"""
+
 
 def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:
     """The conditioning that CLIP Text Encode makes of `text`, and what the attention sees of it."""
@@ -26,39 +33,58 @@ def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:
             "there is no CLIP, because the checkpoint holds no text encoder; "
             "connect the output of Load CLIP"
         )
-    reading = _reading(clip, text)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(conditioning) != 1:
         raise ValueError(
             "the CLIP has hooks that change the prompt over the steps, and its words can then not "
             "be followed; connect a CLIP without scheduled hooks"
         )
-    embedding = conditioning[0][0]
-    if embedding.shape[1] != len(reading.tokens):
-        raise ValueError(
-            f"the CLIP encodes the prompt as {embedding.shape[1]} tokens, which are not the "
-            f"{len(reading.tokens)} of its tokenizer; {OTHER_CLIP}"
-        )
-    words = _named_words(clip, text, reading)
+    embedding, options = conditioning[0]
+    chunks = clip.tokenize(text, return_word_ids=True)
+    missing = _missing(clip, chunks)
+    names = made_of(chunks, _tokenizers(clip, chunks), embedding.shape[1], missing)
+    reading = _reading(clip, text, names).fitted(embedding.shape[1])
+    for option, (name, times) in FURTHER.items():
+        if option in options and name not in missing:
+            reading = reading.followed_by(_reading(clip, text, (name,)), times)
+    words = _named_words(clip, text, reading, names)
     prompt = align.Prompt(text=text, tokens=reading.tokens, words=words, embedding=embedding)
     return signed(conditioning, prompt), prompt
 
 
-def _reading(clip: CLIP, text: str) -> Reading:
+def _tokenizers(clip: CLIP, names: Iterable[str]) -> dict[str, Any]:
+    return {name: _part(clip.tokenizer, name) for name in names}
+
+
+def _missing(clip: CLIP, names: Iterable[str]) -> frozenset[str]:
+    """The text encoders that the CLIP was loaded without."""
+    model = getattr(clip, "cond_stage_model", None)
+    return frozenset(name for name in names if model and _part(model, name, model) is None)
+
+
+def _part(whole: Any, name: str, default: Any = None) -> Any:
+    """The tokenizer or the text encoder of a name, which ComfyUI writes in two ways."""
+    return getattr(whole, f"clip_{name}", getattr(whole, name, default))
+
+
+def _reading(clip: CLIP, text: str, names: Iterable[str]) -> Reading:
+    """What some of the text encoders read."""
     chunks = clip.tokenize(text, return_word_ids=True)
-    tokenizers = {name: getattr(clip.tokenizer, f"clip_{name}", None) for name in chunks}
-    return read(chunks, tokenizers)
+    probed = clip.tokenize(probe(text), return_word_ids=True)
+    return read({name: chunks[name] for name in names}, _tokenizers(clip, names), text, probed)
 
 
-def _named_words(clip: CLIP, text: str, reading: Reading) -> tuple[align.Word, ...]:
+def _named_words(
+    clip: CLIP, text: str, reading: Reading, names: Iterable[str]
+) -> tuple[align.Word, ...]:
     """The words, embeddings by name: the tokenizer returns only vectors, which tell them apart."""
-    names = {}
+    known = {}
     for name in embedding_names(text):
-        alone = _reading(clip, name)
+        alone = _reading(clip, name, names)
         if alone.words and alone.words[0].text == EMBEDDING:
-            names[alone.spelling(alone.words[0])] = name
+            known[alone.spelling(alone.words[0])] = name
     return tuple(
-        replace(word, text=names.get(reading.spelling(word), word.text)) for word in reading.words
+        replace(word, text=known.get(reading.spelling(word), word.text)) for word in reading.words
     )
 
 

@@ -18,7 +18,8 @@ from ..edits.null_text import NullText
 from ..edits.prompt_to_prompt import PromptToPrompt
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
-from ..host.model import family, fingerprint, mixing_of
+from ..host.model import fingerprint, mixing_of
+from ..host.networks import kind_of
 from ..inversion.straight import residuals_from
 from ..samplers.solvers import by_ddim, check_eta
 from .support import (
@@ -105,7 +106,7 @@ def guider_for(
     check_conditioning(model, negative, "negative")
     if own_negative(path) is not None and path.negative is not None:
         negative = path.negative
-    edits = tuple(edit.settled(family(model)) for edit in edits)
+    edits = settle(model, edits, start)
     cfg = cfg_of(model, path, cfg, edits)
     check_edits(model, (*path.edits, *edits), path, positive, recorded=False)
     if any(edit.by_ddim for edit in edits):
@@ -118,6 +119,18 @@ def guider_for(
         residuals = residuals_from(mixing_of(model), path, latent_in, first)
         path = path._replace(residuals=residuals)
     return PathGuider(model, path, positive, negative, cfg, edits), first
+
+
+def settle(model: ModelPatcher, edits: Edits, start: float = 0.0) -> Edits:
+    """Edits with what was left to the model decided.
+
+    Args:
+        start: the fraction of the schedule where the walk is to begin; an edit may have a later
+            one.
+    """
+    kind = kind_of(model)
+    begins = max([start, *(edit.settled(kind).follows for edit in edits)])
+    return tuple(edit.settled(kind._replace(begins=begins)) for edit in edits)
 
 
 def cfg_of(model: ModelPatcher, path: DiffusionPath, cfg: float, edits: Edits) -> float:
@@ -192,6 +205,7 @@ def report(
     as_source = not edits and says_the_same(path.positive, edited.positive)
     lines = [reconstruction(change) if as_source else verdict(change, edits, guider.cfg)]
     lines += [f"{name} had no effect on these steps" for name in idle]
+    lines += [edit.note for edit in edits if edit.note]
     if sum(isinstance(edit, PromptToPrompt) for edit in edits) > 1:
         lines.append("Of several Prompt-to-Prompt only the last counts")
     if own is not None and own.cfg not in (1, guider.cfg):

@@ -27,7 +27,7 @@ from ..core.schedules import SPACINGS, spaced_sigmas, window
 from ..edits.diffedit import MaskBlend
 from ..host.conditions import is_of
 from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width, usual
-from ..host.unet import attention_layers
+from ..host.networks import attention_blocks
 
 CATEGORY = "diffusion path"
 Path = io.Custom("DIFFUSION_PATH")
@@ -503,11 +503,12 @@ def check_path(model: ModelPatcher, path: DiffusionPath) -> None:
         )
 
 
-def check_cross_attention(model: ModelPatcher, needs: str, instead: str) -> None:
-    """Raise, with what needs it and what to use instead, if a model has no cross-attention."""
-    if not attention_layers(model.model.diffusion_model):
+def check_attention(model: ModelPatcher, needs: str, instead: str) -> None:
+    """Raise, with what needs it and what to use instead, if a model's attention is not known."""
+    network = model.model.diffusion_model
+    if not attention_blocks(network):
         raise ValueError(
-            f"{needs} cross-attention, and {type(model.model).__name__} has none; use {instead}"
+            f"{needs} attention, and that of {type(network).__name__} is not known; use {instead}"
         )
 
 
@@ -535,7 +536,7 @@ def check_edits(
             check_conditioning(model, conditioning, f"the prompt of {name}")
         if Need.ATTENTION not in edit.needs:
             continue
-        check_cross_attention(
+        check_attention(
             model,
             f"{name} changes",
             "MDP Epsilon, MDP Latent, or DiffEdit Mask with Mask Blend, which work with it",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -23,8 +25,10 @@ def fill(network: torch.nn.Module, seed: int) -> None:
         for parameter in network.parameters():
             scale = 0.5 / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-        for buffer in network.buffers():  # SD3's places
-            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.5)
+        weights = network.state_dict()
+        for name, buffer in network.named_buffers():
+            if name in weights:  # SD3's places, and not the frequencies of Anima's
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.5)
 
 
 def sharpen(model: Any, by: float = 8.0) -> Any:
@@ -150,11 +154,21 @@ def sd3(seed: int = 0) -> Any:
     return patcher(comfy.supported_models.SD3, SD3, seed)
 
 
+def sd35_medium(seed: int = 0) -> Any:
+    """Stable Diffusion 3.5 medium: SD3, its first blocks with attention of the picture alone."""
+    import comfy.supported_models
+
+    config = {"num_blocks": 3, "x_block_self_attn_layers": [0, 1], "qk_norm": "rms"}
+    return patcher(comfy.supported_models.SD3, SD3 | config, seed)
+
+
 def attentive(model: Any, gain: float = 5.0) -> Any:
     """The model, of whose blocks the attention makes up more, so that no layer goes unnoticed."""
     with torch.no_grad():
         for name, parameter in model.model.diffusion_model.named_parameters():
-            if name.endswith((".to_out.0.weight", ".proj_out.weight")):
+            if name.endswith(
+                (".to_out.0.weight", ".proj_out.weight", ".w1o.weight", ".w2o.weight")
+            ):
                 parameter.mul_(gain)
     return model
 
@@ -337,6 +351,247 @@ def z_image(seed: int = 0) -> Any:
     return patcher(comfy.supported_models.ZImage, config, seed)
 
 
+def flux2(seed: int = 0) -> Any:
+    """Flux 2: one modulation for all blocks, latents of 128 channels, and text padded to 512."""
+    import comfy.supported_models
+
+    config = FLUX | {
+        "image_model": "flux2",
+        "in_channels": 128,
+        "out_channels": 128,
+        "patch_size": 1,
+        "vec_in_dim": None,
+        "axes_dim": [8, 8, 8, 8],
+        "theta": 2000,
+        "qkv_bias": False,
+        "ops_bias": False,
+        "txt_ids_dims": [3],
+        "global_modulation": True,
+        "mlp_silu_act": True,
+        "default_ref_method": "index",
+        "ref_index_scale": 10.0,
+        "guidance_embed": True,
+    }
+    return patcher(comfy.supported_models.Flux2, config, seed)
+
+
+HUNYUAN_VIDEO = {
+    "image_model": "hunyuan_video",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "vec_in_dim": 24,
+    "context_in_dim": 40,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "byt5": False,
+    "meanflow": False,
+    "meanflow_sum": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+}
+
+
+def hunyuan_video(seed: int = 0) -> Any:
+    """HunyuanVideo, text to video: Flux's blocks behind a refiner of the text, 40 wide."""
+    import comfy.supported_models
+
+    return patcher(comfy.supported_models.HunyuanVideo, HUNYUAN_VIDEO, seed)
+
+
+def hunyuan_video_15(seed: int = 0) -> Any:
+    """HunyuanVideo 1.5: 32 channels, and 33 more for a first frame and where it is."""
+    import comfy.supported_models
+
+    config = HUNYUAN_VIDEO | {
+        "in_channels": 65,
+        "out_channels": 32,
+        "patch_size": [1, 1, 1],
+        "vec_in_dim": None,
+        "guidance_embed": False,
+        "byt5": True,
+        "meanflow_sum": True,
+        "use_cond_type_embedding": True,
+        "vision_in_dim": 24,
+    }
+    return patcher(comfy.supported_models.HunyuanVideo15, config, seed)
+
+
+def hidream(seed: int = 0) -> Any:
+    """HiDream-I1: T5's text and of each of Llama's layers the text for one block, all 40 wide."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "hidream",
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "caption_channels": [40, 40],
+        "text_emb_dim": 24,
+        "num_routed_experts": 2,
+        "num_activated_experts": 1,
+        "axes_dims_rope": [16, 8, 8],
+        "max_resolution": [128, 128],
+        "llama_layers": [0, 1, 2, 2],
+    }
+    return patcher(comfy.supported_models.HiDream, config, seed)
+
+
+def ltxv(seed: int = 0) -> Any:
+    """LTX-Video: latents (B, 128, T, H, W) whose every pixel is a token, text 40 wide."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "ltxv",
+        "in_channels": 128,
+        "cross_attention_dim": 64,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "caption_channels": 40,
+        "num_layers": 2,
+    }
+    return patcher(comfy.supported_models.LTXV, config, seed)
+
+
+COSMOS = {
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "concat_padding_mask": True,
+    "model_channels": 64,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "crossattn_emb_channels": 40,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_learnable": True,
+    "pos_emb_interpolation": "crop",
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+    "extra_per_block_abs_pos_emb": False,
+    "rope_h_extrapolation_ratio": 4.0,
+    "rope_w_extrapolation_ratio": 4.0,
+    "rope_enable_fps_modulation": False,
+}
+
+
+def anima(seed: int = 0) -> Any:
+    """Anima: Cosmos-Predict2's network as a flow of videos of one frame, text 40 wide.
+
+    A prompt that has `t5xxl_ids` and `t5xxl_weights` goes through an adapter first.
+    """
+    import comfy.ldm.anima.model
+    import comfy.supported_models
+
+    adapter = comfy.ldm.anima.model.LLMAdapter  # 1024 wide, whatever the configuration
+    sizes = {"source_dim": 40, "target_dim": 40, "model_dim": 32, "num_layers": 1, "num_heads": 2}
+    small = functools.partial(adapter, **sizes)
+    with mock.patch.object(comfy.ldm.anima.model, "LLMAdapter", small):
+        return patcher(comfy.supported_models.Anima, COSMOS | {"image_model": "anima"}, seed)
+
+
+def auraflow(seed: int = 0) -> Any:
+    """AuraFlow: a flow of 4 channels, whose text, 40 wide, follows 8 tokens of the network's."""
+    import comfy.supported_models
+
+    config = {
+        "max_seq": 1024,
+        "cond_seq_dim": 40,
+        "dim": 64,
+        "n_double_layers": 2,
+        "n_layers": 4,
+        "n_heads": 2,
+        "global_conddim": 64,
+    }
+    return attentive(patcher(comfy.supported_models.AuraFlow, config, seed), gain=50.0)
+
+
+def omnigen2(seed: int = 0) -> Any:
+    """OmniGen 2: like Lumina 2, with heads that share keys, text 40 wide."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "omnigen2",
+        "in_channels": 16,
+        "patch_size": 2,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 32,
+        "axes_dim_rope": [8, 12, 12],
+        "axes_lens": [64, 64, 64],
+        "text_feat_dim": 40,
+        "timestep_scale": 1000.0,
+    }
+    return patcher(comfy.supported_models.Omnigen2, config, seed)
+
+
+def ernie_image(seed: int = 0) -> Any:
+    """ERNIE-Image: a flow of 128 channels, text 40 wide, out of any attention override's reach."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "ernie",
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "ffn_hidden_size": 128,
+        "text_in_dim": 40,
+        "rope_axes_dim": (8, 12, 12),
+    }
+    return attentive(patcher(comfy.supported_models.ErnieImage, config, seed))
+
+
+def pixart(seed: int = 0) -> Any:
+    """PixArt-Sigma: EPS, text 40 wide, out of reach, too; it has no places in pictures so small
+    that height and width sum up to less than 66."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "pixart_sigma",
+        "hidden_size": 64,
+        "depth": 2,
+        "num_heads": 2,
+        "caption_channels": 40,
+        "model_max_length": 77,
+        "micro_condition": False,
+        "pe_interpolation": 2,
+    }
+    return patcher(comfy.supported_models.PixArtSigma, config, seed)
+
+
+def hunyuan_dit(seed: int = 0) -> Any:
+    """HunyuanDiT: V prediction, CLIP's text 40 wide and 8 tokens of T5's, out of reach, too."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "hydit",
+        "hidden_size": 64,
+        "depth": 4,
+        "num_heads": 2,
+        "text_states_dim": 40,
+        "text_states_dim_t5": 48,
+        "text_len_t5": 8,
+    }
+    return patcher(comfy.supported_models.HunyuanDiT, config, seed)
+
+
 class Shape(NamedTuple):
     """What a tiny model reads and makes.
 
@@ -346,6 +601,7 @@ class Shape(NamedTuple):
         channels: of its latents.
         frames: of its latents; None if they have no such dimension.
         guidance: what `FluxGuidance` sets, for models that read it.
+        size: height and width of its latents, unless a test says another.
     """
 
     width: int
@@ -353,6 +609,7 @@ class Shape(NamedTuple):
     channels: int = 4
     frames: int | None = None
     guidance: float | None = None
+    size: tuple[int, int] = (8, 12)
 
 
 SHAPES = {
@@ -371,32 +628,76 @@ SHAPES = {
     "lumina2": Shape(40, None, 16),
     "z_image": Shape(40, None, 16),
 }
-"""Every model of this file, by the name of its function."""
+"""The families that every test of all families goes through, by the name of their function."""
+
+MORE_SHAPES = {
+    "sd35_medium": Shape(32, 2048, 16),
+    "flux2": Shape(32, None, 128, guidance=4.0),
+    "hunyuan_video": Shape(40, 24, 16, frames=3, guidance=6.0),
+    "hunyuan_video_15": Shape(40, 24, 32, frames=3),
+    "hidream": Shape(40, 24, 16),
+    "ltxv": Shape(40, None, 128, frames=3),
+    "anima": Shape(40, None, 16, frames=1),
+    "auraflow": Shape(40),
+    "omnigen2": Shape(40, None, 16),
+    "ernie_image": Shape(40, None, 128),
+    "pixart": Shape(40, size=(24, 48)),
+    "hunyuan_dit": Shape(40),
+}
+"""Further families, for the tests of what differs from one to another."""
+
+ALL_SHAPES = SHAPES | MORE_SHAPES
+
+MASKED = ("qwen_image", "lumina2", "z_image", "ltxv", "omnigen2", "hunyuan_dit")
+"""Models that are told which tokens are words. HunyuanVideo is only where some are none, and then
+takes one prompt at a time."""
 
 
 def prompt(name: str, seed: int = 0, tokens: int | None = None) -> list:
     """A CONDITIONING of the width and with the options that the model `name` reads.
 
     By default it has 77 tokens, or for models that read a prompt as long as it is, 10 and more.
+    HunyuanDiT reads no less than 77.
     """
-    shape = SHAPES[name]
+    shape = ALL_SHAPES[name]
     if tokens is None:
-        whole = shape.channels == 4 or name == "sd3"
+        whole = shape.channels == 4 or name in ("sd3", "sd35_medium")
         tokens = 77 if whole else 10 + 3 * seed
     ((embedding, options),) = conditioning(shape.width, tokens, shape.pooled, seed)
-    if name in ("qwen_image", "lumina2", "z_image"):
+    generator = torch.Generator().manual_seed(seed + 100)
+    if name in MASKED:
         options["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64)
+    if name == "hidream":  # three of Llama's layers, which counts words in another way than T5
+        layers = torch.randn(1, 3, tokens + 2, shape.width, generator=generator)
+        options["conditioning_llama3"] = layers
+    if name == "hunyuan_dit":
+        options["conditioning_mt5xl"] = torch.randn(1, 8, 48, generator=generator)
+        options["attention_mask_mt5xl"] = torch.ones(1, 8, dtype=torch.int64)
     if shape.guidance is not None:
         options["guidance"] = shape.guidance
     return [[embedding, options]]
 
 
+def referring(prompt: list, *latents: dict[str, torch.Tensor]) -> list:
+    """The CONDITIONING with pictures to refer to, as the node ReferenceLatent adds each.
+
+    Flux Kontext is `flux_dev` with such prompts, Qwen-Image-Edit `qwen_image`; `flux2` and
+    `omnigen2` read them, too.
+    """
+    pictures = {"reference_latents": [latent["samples"] for latent in latents]}
+    return [[embedding, options | pictures] for embedding, options in prompt]
+
+
 def picture(
-    name: str, batch: int = 1, height: int = 8, width: int = 12, seed: int = 0
+    name: str,
+    batch: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """A random LATENT of the shape that the model `name` works on."""
-    shape = SHAPES[name]
+    shape = ALL_SHAPES[name]
     generator = torch.Generator().manual_seed(seed)
     frames = () if shape.frames is None else (shape.frames,)
-    size = (batch, shape.channels, *frames, height, width)
+    size = (batch, shape.channels, *frames, height or shape.size[0], width or shape.size[1])
     return {"samples": torch.randn(size, generator=generator)}

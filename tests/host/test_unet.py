@@ -45,7 +45,7 @@ def output(maps: Tensor, v: Tensor) -> Tensor:
 
 def controlled(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What the target's part of a call becomes, behind the source's."""
-    from diffusion_path.host.unet import AttentionControl
+    from diffusion_path.host.unet import UNetControl
 
     options = {
         "n_heads": HEADS,
@@ -56,7 +56,7 @@ def controlled(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "cond_or_uncond": [1, 0],
         "uuids": ["source", "target"],
     }
-    control = AttentionControl(nn.Module())
+    control = UNetControl(nn.Module())
     control.begin(attention, (B, 4, H, W), [(0, "target")], (1, "source"))
     out = control.cross_attention(LAYER, None, q, k, v, options)
     plain = output(scores(q, k).softmax(dim=-1), v)
