@@ -22,7 +22,7 @@ def chosen(text: str, blocks: Sequence[Block]) -> frozenset[Block]:
         ValueError: a part is not understood, or names no block that there is.
     """
     parts = [part.strip().lower() for part in re.split(r"[,\n]", text) if part.strip()]
-    if not parts:
+    if not parts or not blocks:
         return frozenset(blocks)
     return frozenset().union(*(_part(part, blocks) for part in parts))
 

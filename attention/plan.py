@@ -11,7 +11,6 @@ values that are 1 at a word's tokens, `M' v` is the map of that word.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -116,19 +115,21 @@ class Painted:
             peak: the largest score of each picture and head (B, heads).
         """
         if size not in self.places:
-            mask = coverage(self.mask, size).to(peak)
+            mask = coverage(self.mask[:, None], size).to(peak)
             self.places[size] = (mask[:, :, None] * self.tokens.to(peak))[:, None]
         return peak[:, :, None, None] * self.places[size]
 
 
 def coverage(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """How much of each of a layer's places (1 or B, places) a mask (1 or B, height, width) covers.
+    """How much of each of a layer's places (1 or B, places) a mask covers.
 
     Args:
+        mask: (1 or B, 1, height, width), of a video also (1 or B, 1, frames, height, width).
         size: height and width of the layer's pictures, behind the number of frames of a video.
     """
-    covered = F.interpolate(mask[:, None], tuple(size[-2:]), mode="area")
-    return covered.expand(-1, math.prod(size[:-2]), -1, -1).flatten(1)
+    if mask.ndim < len(size) + 2:
+        mask = mask[:, :, None]
+    return F.interpolate(mask, tuple(size), mode="area").flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,8 +141,8 @@ class Injection:
         parts: of `QUERIES`, `KEYS`, `VALUES`, `OUTPUT` and `FEATURES`.
         blocks: which; None is all.
         weight: how much of the result is the injected one; the rest is the target's own.
-        outside: a mask (1 or B, height, width) of the picture's proportions: only where it is
-            below one half; None is everywhere.
+        outside: a mask (1 or B, 1, ..., height, width) of the picture's proportions: only where it
+            is below one half; None is everywhere.
         beside: whether the source's keys and values stand beside the target's own, so that it
             attends to both.
         aligned: whether the target's queries and keys get the source's mean and deviation.

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from .denoiser import Condition, Denoiser, Patch, Query, Seen
 from .diffusion import ddim_parts
-from .families import Kind
+from .families import Traits
 from .path import Conditioning, DiffusionPath, Source
 
 WeightCurve = Callable[[float], float]
@@ -165,7 +165,7 @@ class Edit:
         """The target's guidance that suits the settled edit; None is the model's own."""
         return None
 
-    def settled(self, kind: Kind) -> Self:
+    def settled(self, traits: Traits) -> Self:
         """The edit with what was left to the model decided."""
         return self
 

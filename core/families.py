@@ -9,7 +9,7 @@ Block = tuple[str, int]
 "block" in a transformer), and its number among those of the kind."""
 
 
-class Kind(NamedTuple):
+class Traits(NamedTuple):
     """What an edit may know of a model before it runs.
 
     Attributes:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from ..core.denoiser import Query
 from ..core.diffusion import derivative
 from ..core.edit import Edit, Need, Step
-from ..core.families import Kind
+from ..core.families import Traits
 from ..core.path import DiffusionPath, Source
 
 
@@ -88,8 +88,8 @@ class FlowEdit(Edit):
     average: int = 1
     settings: str = "auto"
 
-    def settled(self, kind: Kind) -> Self:
-        settings = kind.family if self.settings == "auto" else self.settings
+    def settled(self, traits: Traits) -> Self:
+        settings = traits.family if self.settings == "auto" else self.settings
         theirs = FAMILIES[settings]
         return replace(
             self,

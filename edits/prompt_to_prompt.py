@@ -20,7 +20,7 @@ from ..attention.blocks import chosen
 from ..attention.plan import KEYS, QUERIES, Attention, Injection, of
 from ..core.denoiser import Query
 from ..core.edit import Edit, Need, Step, WeightCurve
-from ..core.families import Block, Kind
+from ..core.families import Block, Traits
 from ..core.path import Source
 
 Window = tuple[float, float]
@@ -84,14 +84,14 @@ class PromptToPrompt(Edit):
         knob = "shapes" if self.joint is None else "both"
         return f'raise "keep {knob} until" of Prompt-to-Prompt'
 
-    def settled(self, kind: Kind) -> Self:
-        if not kind.joint:
+    def settled(self, traits: Traits) -> Self:
+        if not traits.joint:
             return self
         end = self.joint_replace
         if end is None:
-            end = kind.begins + JOINT * (1 - kind.begins)
-        blocks = self.joint_blocks or JOINT_BLOCKS.get(kind.family, "")
-        return replace(self, joint_replace=end, joint=chosen(blocks, kind.blocks))
+            end = traits.begins + JOINT * (1 - traits.begins)
+        blocks = self.joint_blocks or JOINT_BLOCKS.get(traits.family, "")
+        return replace(self, joint_replace=end, joint=chosen(blocks, traits.blocks))
 
     @property
     def note(self) -> str:

@@ -22,6 +22,7 @@ from ..attention.plan import Maps, Watch, coverage
 from ..core.families import Block
 from .attention import AttentionControl, Call, Layer, copied
 
+COMFY = "comfy.ldm."
 OVERRIDE = "optimized_attention_override"
 ARGUMENTS = ("q", "k", "v", "heads", "mask", "attn_precision")
 """Of ComfyUI's attention functions, in their order."""
@@ -65,50 +66,54 @@ class Family:
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
 FLUX_MAPS = {57: (18, 17, 12, 14, 11)}
 FAMILIES = {
-    "Flux": Family(name="Flux", blocks=BOTH, text_ends=True, maps=FLUX_MAPS),
-    "Chroma": Family(name="Chroma", blocks=BOTH, maps=FLUX_MAPS),
-    "MMDiT": Family(
+    "flux.model.Flux": Family(name="Flux", blocks=BOTH, text_ends=True, maps=FLUX_MAPS),
+    "chroma.model.Chroma": Family(name="Chroma", blocks=BOTH, maps=FLUX_MAPS),
+    "modules.diffusionmodules.mmdit.MMDiT": Family(
         name="SD3, SD3.5",
         blocks={"block": "joint_blocks"},
         marked=True,
         maps={24: (7, 9, 8, 5, 10), 38: (18, 21, 20, 24, 16)},
     ),
-    "QwenImageTransformer2DModel": Family(
+    "qwen_image.model.QwenImageTransformer2DModel": Family(
         name="Qwen-Image", blocks={"block": "transformer_blocks"}
     ),
-    "NextDiT": Family(
+    "lumina.model.NextDiT": Family(
         name="Lumina 2, Z-Image", blocks={"block": "layers"}, fills="pad_tokens_multiple"
     ),
-    "HunyuanVideo": Family(name="HunyuanVideo", blocks=BOTH),
-    "HiDreamImageTransformer2DModel": Family(
+    "hunyuan_video.model.HunyuanVideo": Family(name="HunyuanVideo", blocks=BOTH),
+    "hidream.model.HiDreamImageTransformer2DModel": Family(
         name="HiDream-I1",
         blocks={"double": "double_stream_blocks", "single": "single_stream_blocks"},
         picture_first=True,
         counted=True,
     ),
-    "WanModel": Family(name="Wan", blocks={"block": "blocks"}, joint=False),
-    "LTXVModel": Family(
+    "wan.model.WanModel": Family(name="Wan", blocks={"block": "blocks"}, joint=False),
+    "lightricks.model.LTXVModel": Family(
         name="LTXV", blocks={"block": "transformer_blocks"}, joint=False, marked=True
     ),
-    "MiniTrainDIT": Family(name="Anima", blocks={"block": "blocks"}, joint=False),
+    "cosmos.predict2.MiniTrainDIT": Family(name="Anima", blocks={"block": "blocks"}, joint=False),
 }
-"""The kinds of networks by the names of their classes. The maps are those of arXiv 2508.07519; SD3
-and SD3.5 Medium have as many blocks, and the paper's five of the latter serve both."""
+"""The kinds of networks by the names of their classes behind `COMFY`. The maps are those of arXiv
+2508.07519; SD3 and SD3.5 Medium have as many blocks, and the paper's five of the latter serve
+both."""
 
 
 def family_of(network: nn.Module) -> Family | None:
     """The kind of a network; None if it is not known, or not ComfyUI's own."""
-    kinds = [kind for kind in type(network).__mro__ if kind.__module__.startswith("comfy.ldm.")]
-    if not kinds or type(network).__module__ != kinds[0].__module__:
+    if not type(network).__module__.startswith(COMFY):
         return None
-    return next((FAMILIES[kind.__name__] for kind in kinds if kind.__name__ in FAMILIES), None)
+    kinds = (f"{one.__module__}.{one.__name__}" for one in type(network).__mro__)
+    found = (FAMILIES.get(kind.removeprefix(COMFY)) for kind in kinds)
+    return next((family for family in found if family), None)
 
 
 def blocks_of(network: nn.Module) -> tuple[Block, ...]:
     """The blocks of a network of a known kind, in the order of their call."""
     family = family_of(network)
     named = family.blocks if family else {}
-    return tuple((kind, i) for kind, name in named.items() for i in range(len(getattr(network, name))))
+    return tuple(
+        (kind, i) for kind, name in named.items() for i in range(len(getattr(network, name)))
+    )
 
 
 def maps_of(network: nn.Module) -> frozenset[Block]:
@@ -210,6 +215,7 @@ class TransformerControl(AttentionControl):
             return inner(*args, **named)
         given = dict(zip(ARGUMENTS, args, strict=False)) | named
         q, k, v, heads, options = (given[name] for name in (*ARGUMENTS[:4], "transformer_options"))
+        v = v.reshape(*v.shape[:2], -1) if v.ndim > q.ndim else v  # SD3's have a dimension of heads
         layer, kind = self._layer(q.shape[-2], k.shape[-2], options)
         if layer is None or given.get("skip_output_reshape") or given.get("enable_gqa"):
             return inner(*args, **named)
@@ -220,9 +226,7 @@ class TransformerControl(AttentionControl):
 
         return self._change(layer, kind, q, k, v, heads, given.get("mask"), attend, options)
 
-    def _layer(
-        self, queries: int, keys: int, options: dict[str, Any]
-    ) -> tuple[Layer | None, str]:
+    def _layer(self, queries: int, keys: int, options: dict[str, Any]) -> tuple[Layer | None, str]:
         """Which layer calls, and whether it is of joint, self- or cross-attention; None is another:
         a refiner of the text, or an attention of the picture alone beside a joint one."""
         places = math.prod(self._grid)
@@ -334,7 +338,7 @@ class TransformerControl(AttentionControl):
         return self.attention.scale is not None or bool(self.attention.painted)
 
     def biased(self, call: Call, part: slice) -> Maps:
-        if not self._biases or call.text is None and not self.attention.painted:
+        if not self._biases or (call.text is None and not self.attention.painted):
             return call.maps(part)
         q, k, mask = call.picture(call.q[part]), call.k[part], call.mask_of(part)
         rows = [slice(0, len(q))]
@@ -391,11 +395,13 @@ class TransformerControl(AttentionControl):
                     "use 0 or more"
                 )
             of_places.append(q.new_ones(len(q), 1, places))
-            of_tokens.append(self._spread_tokens(attention.scale.log().clamp(min=MAX), tokens, call))
+            of_tokens.append(
+                self._spread_tokens(attention.scale.log().clamp(min=MAX), tokens, call)
+            )
         if attention.painted:
             peak = _row_peaks(q, k)
             for phrase, strength in attention.painted:
-                covered = coverage(phrase.mask, call.size).to(peak)
+                covered = coverage(phrase.mask[:, None], call.size).to(peak)
                 covered = F.pad(covered, (0, places - covered.shape[1]))[:, None]
                 of_places.append(strength * peak * covered)
                 of_tokens.append(self._spread_tokens(phrase.tokens, tokens, call))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..core.families import Block, Kind
+from ..core.families import Block, Traits
 from .attention import AttentionControl
 from .dit import TransformerControl, blocks_of, family_of
 from .model import family
@@ -25,11 +25,11 @@ def attention_blocks(network: nn.Module) -> tuple[Block, ...]:
     return tuple(dict.fromkeys(layer[:2] for layer in layers)) or blocks_of(network)
 
 
-def kind_of(model: ModelPatcher) -> Kind:
+def traits_of(model: ModelPatcher) -> Traits:
     """What an edit may know of a model before it runs."""
     network = model.model.diffusion_model
     known = family_of(network)
-    return Kind(
+    return Traits(
         family=family(model),
         joint=known is not None and known.joint,
         blocks=attention_blocks(network),

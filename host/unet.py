@@ -19,13 +19,14 @@ Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 """From queries, keys and values (rows, tokens, width) to a layer's output."""
 
 RESIDUAL = "forward_timestep_embed_patch"
-"""The option of a MODEL that takes over the call of a kind of layer: pairs of class and function."""
+"""The option of a MODEL that takes over a kind of layer: pairs of a class and a function."""
 
 REGROUPED_TOKENS = (
     "something on the model merges or regroups the picture's tokens (ToMe, HyperTile), and the "
     "source's attention then belongs to other places; take it off the model, or set self_replace "
     "to 0"
 )
+
 
 class LayerPatch:
     """The patch of one layer, or of a block of layers, the same object in all calls of a run.

@@ -23,6 +23,7 @@ from .prompt_to_prompt import PromptToPrompt, Reweight
 from .prompts import PromptPair
 from .report import EditReport
 from .sampler import Sampler
+from .source_features import KeepBackground, SourceFeatures
 from .straight import DDPMInversion, StraightPath
 
 NODES: list[type[io.ComfyNode]] = [
@@ -49,6 +50,8 @@ NODES: list[type[io.ComfyNode]] = [
     Reweight,
     LocalBlend,
     PaintWithWords,
+    SourceFeatures,
+    KeepBackground,
     AttentionMaps,
     Sampler,
     Guider,

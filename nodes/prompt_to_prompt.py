@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention import align
+from ..attention.blocks import check_blocks
 from ..attention.words import word_values, word_windows
 from ..edits import prompt_to_prompt
 from .curves import curve_input, told_curve, weight_of
 from .support import (
+    AUTO,
     CATEGORY,
     check_window,
     edits_input,
@@ -129,6 +131,29 @@ class PromptToPrompt(io.ComfyNode):
                     display_name="attention of padding",
                 ),
                 curve_input("for how much of the source's attention is used"),
+                io.Float.Input(
+                    "joint_replace",
+                    display_name="keep both until",
+                    default=AUTO,
+                    min=AUTO,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For models whose text and picture share one attention (Flux, SD3, "
+                    "Qwen-Image, Z-Image), in place of the inputs above: for how much of the "
+                    "sampling the source's attention is used, 0 to 1. Higher keeps more of the "
+                    "layout and shapes. -1 = a fifth of the sampling.",
+                    optional=True,
+                ),
+                io.String.Input(
+                    "joint_blocks",
+                    display_name="blocks",
+                    default="",
+                    tooltip='For the same models, in which blocks, such as "double 0-18" or '
+                    '"0%-66%". Empty = all, or those that suit the model.',
+                    placeholder="0%-66%",
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[edits_output()],
             hidden=[io.Hidden.unique_id],
@@ -137,8 +162,20 @@ class PromptToPrompt(io.ComfyNode):
     @classmethod
     @known_before
     def validate_inputs(
-        cls, cross_replace, self_replace, word_overrides, cross_start=0.0, self_start=0.0
+        cls,
+        cross_replace,
+        self_replace,
+        word_overrides,
+        cross_start=0.0,
+        self_start=0.0,
+        joint_replace=AUTO,
+        joint_blocks="",
     ) -> None:
+        if AUTO < joint_replace < 0:
+            raise ValueError(
+                f'"keep both until" is {joint_replace:g}; use 0 to 1, or -1 for a fifth'
+            )
+        check_blocks(joint_blocks)
         if cross_replace:
             check_window(cross_start, cross_replace, ('"keep layout from"', '"keep layout until"'))
         if self_replace:
@@ -160,6 +197,8 @@ class PromptToPrompt(io.ComfyNode):
         self_limit=32,
         padding=PADDING[0],
         weight_curve=None,
+        joint_replace=AUTO,
+        joint_blocks="",
     ) -> io.NodeOutput:
         alignment = ALIGN[mode](prompts)
         if padding == "by position":
@@ -178,6 +217,8 @@ class PromptToPrompt(io.ComfyNode):
             ),
             self_limit=self_limit,
             weight_curve=factor,
+            joint_replace=None if joint_replace == AUTO else joint_replace,
+            joint_blocks=joint_blocks,
         )
 
         def used(x: float) -> float:

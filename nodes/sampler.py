@@ -19,7 +19,7 @@ from ..edits.prompt_to_prompt import PromptToPrompt
 from ..edits.proximal import Proximal
 from ..host.guider import PathGuider, PathSampler, sample
 from ..host.model import fingerprint, mixing_of
-from ..host.networks import kind_of
+from ..host.networks import traits_of
 from ..inversion.straight import residuals_from
 from ..samplers.solvers import by_ddim, check_eta
 from .support import (
@@ -128,9 +128,9 @@ def settle(model: ModelPatcher, edits: Edits, start: float = 0.0) -> Edits:
         start: the fraction of the schedule where the walk is to begin; an edit may have a later
             one.
     """
-    kind = kind_of(model)
-    begins = max([start, *(edit.settled(kind).follows for edit in edits)])
-    return tuple(edit.settled(kind._replace(begins=begins)) for edit in edits)
+    traits = traits_of(model)
+    begins = max([start, *(edit.settled(traits).follows for edit in edits)])
+    return tuple(edit.settled(traits._replace(begins=begins)) for edit in edits)
 
 
 def cfg_of(model: ModelPatcher, path: DiffusionPath, cfg: float, edits: Edits) -> float:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffusion_path.core.diffusion import as_it_is
 from diffusion_path.core.edit import Edits
+from diffusion_path.core.families import Traits
 from diffusion_path.core.path import DiffusionPath
 from diffusion_path.edits.diffedit import MaskBlend
-from diffusion_path.core.families import Kind
 from diffusion_path.edits.flow_edit import FAMILIES, FlowEdit, is_independent
 from diffusion_path.edits.pull_to_source import PullToSource
 from diffusion_path.inversion.straight import Kind, ddpm_residuals, straight
@@ -273,14 +273,14 @@ def test_a_latent_formats_shift_does_not_make_fresh_noise_look_like_one():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_left_open_is_settled_by_the_models_family(family: str):
-    settled = FlowEdit().settled(Kind(family))
+    settled = FlowEdit().settled(Traits(family))
     assert (settled.source_cfg, settled.start) == (
         FAMILIES[family].source_cfg,
         FAMILIES[family].start,
     )
     given = FlowEdit(source_cfg=2.0, start=0.0, settings="SD3")
-    assert given.settled(Kind(family)) == given
-    assert FlowEdit(settings="SD3").settled(Kind(family)).source_cfg == 3.5
+    assert given.settled(Traits(family)) == given
+    assert FlowEdit(settings="SD3").settled(Traits(family)).source_cfg == 3.5
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux_schnell"])
