@@ -100,22 +100,22 @@ class Painted:
 
     Attributes:
         tokens: 1 for each of the prompt's tokens that is the phrase's, else 0 (tokens,).
-        mask: where (1 or B, height, width), 0 to 1, of the picture's proportions.
+        mask: where, 0 to 1, of the picture's proportions; of the shape that `coverage` takes.
         places: the mask in the layers' sizes, times the tokens, made once for each.
     """
 
     tokens: Tensor
     mask: Tensor
-    places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    places: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def scores(self, peak: Tensor, size: tuple[int, int]) -> Tensor:
+    def scores(self, peak: Tensor, size: tuple[int, ...]) -> Tensor:
         """What a layer of that size adds to its scores (B, heads, pixels, tokens), at strength 1.
 
         Args:
             peak: the largest score of each picture and head (B, heads).
         """
         if size not in self.places:
-            mask = coverage(self.mask[:, None], size).to(peak)
+            mask = coverage(self.mask, size).to(peak)
             self.places[size] = (mask[:, :, None] * self.tokens.to(peak))[:, None]
         return peak[:, :, None, None] * self.places[size]
 

@@ -80,9 +80,10 @@ class Reading:
         start = min(surplus, template)
         kept, rest = self.tokens[start : start + length], self.tokens[start + length :]
         if len(kept) != length or not {*rest} <= {TEMPLATE, PAD}:
+            advice = f"take chat marks such as <|im_end|> out of it, or {OTHER_CLIP}"
             raise ValueError(
                 f"the CLIP encodes the prompt as {length} tokens, which are not the "
-                f"{len(self.tokens)} of its tokenizer; {OTHER_CLIP}"
+                f"{len(self.tokens)} of its tokenizer; {advice if template else OTHER_CLIP}"
             )
         return Reading(kept, tuple(_moved(word, -start) for word in self.words))
 
@@ -401,8 +402,8 @@ def _placed(written: str, stretch: list[tuple[int, bytes]]) -> Iterator[tuple[in
     theirs = list(_letters(stretch))
     matcher = SequenceMatcher(
         None,
-        [written[i].casefold() for i, _ in ours],
-        [letter.casefold() for letter, _ in theirs],
+        [_folded(written[i]) for i, _ in ours],
+        [_folded(letter) for letter, _ in theirs],
         autojunk=False,
     )
     found: list[tuple[int, int, set[int]]] = []
@@ -412,6 +413,10 @@ def _placed(written: str, stretch: list[tuple[int, bytes]]) -> Iterator[tuple[in
     for _, letters in groupby(found, key=itemgetter(0)):
         _, places, columns = zip(*letters, strict=True)
         yield min(places), max(places) + 1, set().union(*columns)
+
+
+def _folded(letter: str) -> str:
+    return unicodedata.normalize("NFKC", letter).casefold()
 
 
 def _letters(stretch: list[tuple[int, bytes]]) -> Iterator[tuple[str, set[int]]]:

@@ -100,7 +100,7 @@ class Concept(Edit):
         if self.attention is not None:
             maps = smoothed(step.seen_now[self.attention.watched[0]])
             strong = highest(maps, self.threshold)
-            mask = F.interpolate(strong, guidance.shape[-2:], mode="nearest").to(guidance)
+            mask = F.interpolate(strong, guidance.shape[2:], mode="nearest").to(guidance)
             if step.index not in step.source.window(LAYOUT, 1.0):
                 return mask
         if self.guided:
@@ -115,11 +115,12 @@ def highest(values: Tensor, threshold: float) -> Tensor:
 
 
 def smoothed(maps: Tensor) -> Tensor:
-    """Maps (B, 1, H, W), blurred with a Gaussian of variance 1/2 over 3 x 3 pixels."""
+    """Maps (B, 1, ..., H, W), blurred with a Gaussian of variance 1/2 over 3 x 3 pixels."""
     row = torch.tensor([-1.0, 0.0, -1.0]).exp().to(maps)
     kernel = torch.outer(row, row) / row.sum() ** 2
     mode = "reflect" if min(maps.shape[-2:]) > 1 else "replicate"
-    return F.conv2d(F.pad(maps, (1, 1, 1, 1), mode=mode), kernel[None, None])
+    frames = F.pad(maps.flatten(0, -3)[:, None], (1, 1, 1, 1), mode=mode)
+    return F.conv2d(frames, kernel[None, None]).view_as(maps)
 
 
 def _empty(step: Step) -> Condition:

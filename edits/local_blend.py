@@ -73,22 +73,23 @@ class LocalBlend(Edit):
         return x if mask is None else torch.where(mask > 0, x, step.after)
 
     def changes(self, step: Step) -> Tensor | None:
-        """Where the words are, in either of the two (B, 1, H, W).
+        """Where the words are, in either of the two (B, 1, ..., H, W).
 
         None as long as one of the prompts has not been used, if it begins later.
         """
         source, target = step.seen.get(self.source), step.seen.get(self.target)
         if step.index not in self.steps(step.source) or source is None or target is None:
             return None
-        size = step.x.shape[-2:]
+        size = step.x.shape[2:]
         words = self._places(source, size) | self._places(target, size)
         return (words[:, :1] & ~words[:, 1:].any(dim=1, keepdim=True)).to(step.x)
 
     def _places(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Where each word is (B, n, H, W); what is to change is made one map pixel wider."""
-        wider = F.max_pool2d(maps[:, :1], 3, stride=1, padding=1)
+        """Where each word is (B, n, ..., H, W); what is to change is made one map pixel wider."""
+        frames = maps[:, :1].flatten(0, -3)
+        wider = F.max_pool2d(frames[:, None], 3, stride=1, padding=1).view_as(maps[:, :1])
         maps = F.interpolate(torch.cat([wider, maps[:, 1:]], dim=1), size, mode="nearest")
-        return maps > self.threshold * maps.amax(dim=(2, 3), keepdim=True)
+        return maps > self.threshold * maps.amax(dim=tuple(range(2, maps.ndim)), keepdim=True)
 
 
 def local_blend(

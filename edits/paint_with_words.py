@@ -17,6 +17,7 @@ from typing_extensions import Self
 from ..attention.align import Prompt
 from ..attention.plan import Attention, Painted, marks, of
 from ..core.edit import Edit, Need, Step
+from ..core.masks import latent_masks
 from ..core.path import Source
 
 
@@ -55,7 +56,9 @@ class PaintWithWords(Edit):
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
         tokens = marks(self.prompt, [self.columns])[:, 0].to(device, dtype)
-        mask = self.mask.to(device, torch.float32)
+        mask, shape = self.mask.to(device, torch.float32), source.path.clean.shape
+        # Of a video's masks there may be one for each frame.
+        mask = latent_masks(mask, shape) if len(shape) > 4 else mask[:, None]
         return replace(self, painted=Painted(tokens=tokens, mask=mask))
 
     def patch(self, step: Step, patch: Attention | None) -> Attention:

@@ -193,6 +193,8 @@ class Reweight(Edit):
         return source.window(self.start, self.end)
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
+        if bool((self.scales == 1).all()):
+            return replace(self, end=self.start)  # nothing to do at any step
         return replace(self, scales=self.scales.to(device, dtype))
 
     def patch(self, step: Step, patch: Attention | None) -> Attention | None:

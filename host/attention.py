@@ -42,7 +42,6 @@ Chunk = tuple[int, Any]
 """A part of a call's batch: the number of its condition among those of the call, and its id."""
 
 INPUTS = (QUERIES, KEYS, VALUES)
-NAMES = {QUERIES: "q", KEYS: "k", VALUES: "v"}
 MASK = "mask"
 
 IN_PIECES = (
@@ -326,7 +325,8 @@ class AttentionControl:
         if taken is None or not call.target:
             return self.outputs(layer, call, injections, call.whole(call.q, call.k, call.v)), call
 
-        changed = replace(call, **{NAMES[part]: x.clone() for part, x in inputs.items()})
+        q, k, v = (x.clone() if part in inputs else x for part, x in call.inputs.items())
+        changed = replace(call, q=q, k=k, v=v)
         for injection in injections:
             inside = self._inside(injection, call, call.picture(call.q))
             for part in call.target:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor, nn
 
-from ..attention.plan import Maps, Watch, coverage
+from ..attention.plan import Attention, Maps, Watch, coverage
 from ..core.families import Block
 from .attention import AttentionControl, Call, Layer, copied
 
@@ -60,11 +60,11 @@ class Family:
     fills: str = ""
     marked: bool = False
     counted: bool = False
-    maps: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    maps: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
-FLUX_MAPS = {57: (18, 17, 12, 14, 11)}
+FLUX_MAPS = {57: (18, 17, 12, 14, 11), 8: (6, 7)}
 FAMILIES = {
     "flux.model.Flux": Family(name="Flux", blocks=BOTH, text_ends=True, maps=FLUX_MAPS),
     "chroma.model.Chroma": Family(name="Chroma", blocks=BOTH, maps=FLUX_MAPS),
@@ -95,7 +95,7 @@ FAMILIES = {
 }
 """The kinds of networks by the names of their classes behind `COMFY`. The maps are those of arXiv
 2508.07519; SD3 and SD3.5 Medium have as many blocks, and the paper's five of the latter serve
-both."""
+both. Those of the demo's flow model, of eight blocks, are measured (`benchmarks/word_maps.py`)."""
 
 
 def family_of(network: nn.Module) -> Family | None:
@@ -169,6 +169,20 @@ class TransformerControl(AttentionControl):
         compiles = "torch._dynamo" in sys.modules
         self._override = torch.compiler.disable(self.override) if compiles else self.override
 
+    def begin(self, attention: Attention, *args: Any, **named: Any) -> None:
+        """As for all networks.
+
+        Raises:
+            ValueError: a word is to be weighted with less than nothing, which a sum of scores
+                cannot do; or as for all networks.
+        """
+        if self.family.joint and attention.scale is not None and bool((attention.scale < 0).any()):
+            raise ValueError(
+                "a factor of Reweight is below 0, which the attention of this model cannot have; "
+                "use 0 or more"
+            )
+        super().begin(attention, *args, **named)
+
     def enter(self, x: Tensor) -> None:
         self._shown, self._grid = x.shape, grid_of(self.network, x.shape[2:])
         self._calls = {}
@@ -179,8 +193,8 @@ class TransformerControl(AttentionControl):
             raise ValueError(UNREACHED.format(type(self.network).__name__))
 
     def check(self, watch: Watch) -> None:
-        size = grid_of(self.network, self._shape[2:])[-2:]
-        watch.size([size], min(self._shape[-2:]))
+        height, width = grid_of(self.network, self._shape[2:])[-2:]
+        watch.size([(height, width)], min(self._shape[-2:]))
 
     def looks(self, watch: Watch, layer: Layer, size: Sequence[int]) -> bool:
         return layer[:2] in self._maps
@@ -235,7 +249,7 @@ class TransformerControl(AttentionControl):
         elif queries == keys >= places:
             kind = "self"
         else:
-            of_text = keys == self._tokens or not self._tokens
+            of_text = keys in self._tokens or not self._tokens
             kind = "cross" if queries >= places and of_text else ""
         number = options.get("block_index")
         if not kind or (number is None and not self.family.counted):
@@ -262,10 +276,10 @@ class TransformerControl(AttentionControl):
         return places + -places % multiple if multiple else places
 
     @property
-    def _tokens(self) -> int:
-        """How many tokens the prompts have; 0 if nothing refers to them."""
-        prompt = self.attention.target or self.attention.source
-        return len(prompt.tokens) if prompt else 0
+    def _tokens(self) -> set[int]:
+        """How many tokens the prompts have; none if nothing refers to them."""
+        prompts = self.attention.target, self.attention.source
+        return {len(prompt.tokens) for prompt in prompts if prompt}
 
     def _change(
         self,
@@ -287,7 +301,7 @@ class TransformerControl(AttentionControl):
         call: Call
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if kind == "joint" and self._biases:
+            if kind == "joint" and self._biases and target:
                 return self._biased(q, k, v, call, place, target)
             return attend(q, k, v, mask)
 
@@ -389,11 +403,6 @@ class TransformerControl(AttentionControl):
         attention, places, tokens = self.attention, q.shape[-2], k.shape[-2]
         of_places, of_tokens = [], []
         if attention.scale is not None and call.text is not None:
-            if bool((attention.scale < 0).any()):
-                raise ValueError(
-                    "a factor of Reweight is below 0, which this model's attention cannot have; "
-                    "use 0 or more"
-                )
             of_places.append(q.new_ones(len(q), 1, places))
             of_tokens.append(
                 self._spread_tokens(attention.scale.log().clamp(min=MAX), tokens, call)
@@ -401,7 +410,7 @@ class TransformerControl(AttentionControl):
         if attention.painted:
             peak = _row_peaks(q, k)
             for phrase, strength in attention.painted:
-                covered = coverage(phrase.mask[:, None], call.size).to(peak)
+                covered = coverage(phrase.mask, call.size).to(peak)
                 covered = F.pad(covered, (0, places - covered.shape[1]))[:, None]
                 of_places.append(strength * peak * covered)
                 of_tokens.append(self._spread_tokens(phrase.tokens, tokens, call))

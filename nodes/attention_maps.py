@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..attention.align import Prompt, PromptPair
 from ..attention.maps import attention_maps
@@ -55,6 +58,17 @@ def prompt_of(path: DiffusionPath, prompts: PromptPair | None = None) -> Prompt:
         f'the path was made with neither "{shown(prompts.source)}" nor '
         f'"{shown(prompts.target)}"; connect the Prompt Pair that it was made with'
     )
+
+
+def frames_of(maps: Tensor, count: int, size: Sequence[int]) -> Tensor:
+    """Maps (B, n, ..., h, w) for each of `count` pictures, or frames of videos, in their size
+    (count, n, H, W), of which the largest value of each word's is 1."""
+    videos = maps.reshape(*maps.shape[:2], -1, *maps.shape[-2:])
+    frames = F.interpolate(videos, (count // len(maps), *videos.shape[-2:]), mode="nearest")
+    large = F.interpolate(frames.transpose(1, 2).flatten(0, 1), tuple(size), mode="bilinear")
+    of_videos = large.unflatten(0, (len(maps), -1))
+    peaks = of_videos.amax(dim=(1, 3, 4), keepdim=True).clamp(min=1e-12)
+    return (of_videos / peaks).flatten(0, 1)
 
 
 def every_word(prompt: Prompt) -> list[str]:
@@ -176,9 +190,9 @@ class AttentionMaps(io.ComfyNode):
             model, {"positive": path.positive}, path.clean, path.sigmas, look, steps=len(steps)
         )
         pictures = vae.decode(path.clean)
-        size = f"{maps.shape[3]} x {maps.shape[2]}"
-        maps = F.interpolate(maps, pictures.shape[1:3], mode="bilinear")
-        maps = maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+        pictures = pictures.reshape(-1, *pictures.shape[-3:])
+        size = f"{maps.shape[-1]} x {maps.shape[-2]}"
+        maps = frames_of(maps, len(pictures), pictures.shape[1:3])
         images = torch.stack(
             [
                 labelled_map(picture, heat, word)
