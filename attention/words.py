@@ -397,25 +397,25 @@ def _placed(written: str, stretch: list[tuple[int, bytes]]) -> Iterator[tuple[in
     parentheses of weights, tokenizers rewrite some letters, and they do not know others.
     """
     ours = [
-        (i, word) for word, (start, end) in enumerate(_spans(written)) for i in range(start, end)
+        (part, i, word)
+        for word, (start, end) in enumerate(_spans(written))
+        for i in range(start, end)
+        for part in _folded(written[i])
     ]
-    theirs = list(_letters(stretch))
-    matcher = SequenceMatcher(
-        None,
-        [_folded(written[i]) for i, _ in ours],
-        [_folded(letter) for letter, _ in theirs],
-        autojunk=False,
-    )
+    theirs = [(part, own) for letter, own in _letters(stretch) for part in _folded(letter)]
+    matcher = SequenceMatcher(None, [one[0] for one in ours], [one[0] for one in theirs], False)
     found: list[tuple[int, int, set[int]]] = []
     for tag, i, i_end, j, j_end in matcher.get_opcodes():
         pair = zip if tag == "equal" else product
-        found += [(word, at, own) for (at, word), (_, own) in pair(ours[i:i_end], theirs[j:j_end])]
+        for (_, place, word), (_, own) in pair(ours[i:i_end], theirs[j:j_end]):
+            found.append((word, place, own))
     for _, letters in groupby(found, key=itemgetter(0)):
         _, places, columns = zip(*letters, strict=True)
         yield min(places), max(places) + 1, set().union(*columns)
 
 
 def _folded(letter: str) -> str:
+    """The letters as which a letter is compared: "..." for "…"."""
     return unicodedata.normalize("NFKC", letter).casefold()
 
 

@@ -21,6 +21,17 @@ from ..core.masks import latent_masks
 from ..core.path import Source
 
 
+HIGHEST = 14.6
+"""The highest noise level of Stable Diffusion 1.x."""
+
+
+def noise_level(sigma: float, flow: bool) -> float:
+    """The noise of a level in parts of the signal, as it is said of models that are no flows."""
+    if not flow:
+        return sigma
+    return min(sigma / max(1 - sigma, 1e-6), HIGHEST)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PaintWithWords(Edit):
     """Add `w A` to the scores, `w = strength log(1 + sigma) max(Q K^T)`, A being the painted mask.
@@ -63,6 +74,7 @@ class PaintWithWords(Edit):
 
     def patch(self, step: Step, patch: Attention | None) -> Attention:
         assert self.painted is not None
-        attention, strength = of(patch), self.strength * math.log(1 + step.sigma)
+        level = noise_level(step.sigma, step.denoiser.mixing.flow)
+        attention, strength = of(patch), self.strength * math.log(1 + level)
         added = (*attention.painted, (self.painted, strength))
         return replace(attention, target=self.prompt, painted=added)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from comfy.sd import CLIP
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy_api.latest import io
 
 from ..attention import align
-from ..attention.words import EMBEDDING, Reading, embedding_names, made_of, probe, read
+from ..attention.words import EMBEDDING, Chunks, Reading, embedding_names, made_of, probe, read
 from ..core.path import Conditioning
 from ..host.conditions import signed
 from .support import (
@@ -69,9 +70,18 @@ def _part(whole: Any, name: str, default: Any = None) -> Any:
 
 def _reading(clip: CLIP, text: str, names: Iterable[str]) -> Reading:
     """What some of the text encoders read."""
-    chunks = clip.tokenize(text, return_word_ids=True)
+    all_chunks = clip.tokenize(text, return_word_ids=True)
+    chunks = {name: all_chunks[name] for name in names}
     probed = clip.tokenize(probe(text), return_word_ids=True)
-    return read({name: chunks[name] for name in names}, _tokenizers(clip, names), text, probed)
+    return read(chunks, _tokenizers(clip, names), _without_weights(text, chunks.values()), probed)
+
+
+def _without_weights(text: str, texts: Iterable[Chunks]) -> str:
+    """The text without the parentheses of weights, if its tokens have weights."""
+    if all(weight == 1 for chunks in texts for chunk in chunks for _, weight, *_ in chunk):
+        return text
+    stretches = token_weights(escape_important(text), 1.0)
+    return unescape_important("".join(stretch for stretch, _ in stretches))
 
 
 def _named_words(

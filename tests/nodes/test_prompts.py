@@ -306,24 +306,36 @@ def test_an_embedding_that_is_longer_for_one_of_two_tokenizers_is_refused(sdxl: 
     )
 
 
-def test_text_encoders_that_are_not_clips_are_refused(comfy: Path):
-    from comfy.text_encoders.sd3_clip import SD3Tokenizer
-
+def test_a_tokenizer_without_a_vocabulary_is_refused(comfy: Path):
+    tokenizer = SimpleNamespace(tokenize_with_weights=lambda text, **_: {"own": [[(1, 1.0, 1)]]})
     refused(
-        clip_of(SD3Tokenizer()),
+        clip_of(tokenizer),
         "a horse",
-        "the CLIP's text encoder t5xxl is not a CLIP text model, and models that use it have no "
-        "cross-attention to control; use the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint",
+        "the tokenizer of the CLIP's text encoder own does not say what its tokens stand for, so "
+        "the words of the prompt cannot be found; connect the CLIP as ComfyUI's own loader returns "
+        "it",
     )
 
 
-def test_an_encoder_that_makes_other_tokens_is_refused(sd1: Any):
+@pytest.mark.parametrize("more", [179, -76])
+def test_an_encoder_that_makes_other_tokens_is_refused(sd1: Any, more: int):
     refused(
-        clip_of(sd1.tokenizer, more=179),
+        clip_of(sd1.tokenizer, more=more),
         "a horse",
-        "the CLIP encodes the prompt as 256 tokens, which are not the 77 of its tokenizer; "
-        "use the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint",
+        f"the CLIP encodes the prompt as {77 + more} tokens, which are not the 77 of its "
+        "tokenizer; connect the CLIP as ComfyUI's own loader returns it",
     )
+
+
+def test_padding_that_the_encoder_leaves_out_is_no_column(comfy: Path):
+    from diffusion_path.demo import FLOW_TOKENS
+    from diffusion_path.demo.loader import load_clip
+
+    clip = load_clip(kind="flow")
+    assert shape(read(clip, "a red horse")) == "s***e" + "-" * (FLOW_TOKENS - 5)
+    found = read(clip, "a red horse, " * 10)
+    assert shape(found) == "s" + "*" * 40 + "e"
+    assert words(found) == ["a", "red", "horse", ","] * 10
 
 
 def test_a_clip_that_changes_over_the_steps_is_refused(sd1: Any):
