@@ -28,7 +28,7 @@ class Special(enum.Enum):
     END = "end"
     PAD = "padding"
     TEMPLATE = "template"
-    """What a text encoder puts around the text, such as a chat's questions and answers."""
+    """What a text encoder puts around the prompt, such as the marks of a chat."""
 
 
 START, END, PAD, TEMPLATE = Special.START, Special.END, Special.PAD, Special.TEMPLATE
@@ -54,8 +54,8 @@ class Word:
     Attributes:
         text: as the user knows it, such as "horse", "," or "embedding:name".
         tokens: its columns in the attention.
-        others: its columns in the part of another text encoder: CLIP's, in front of T5's, in SD3.
-            Where the network puts that part behind the embedding, they count on from its end.
+        others: its columns of another text encoder, such as CLIP's in SD3. Columns that the
+            network appends to the embedding are counted on from the embedding's end.
     """
 
     text: str
@@ -97,7 +97,7 @@ class Prompt:
         the tokenizer, are found as well.
 
         Args:
-            everywhere: with the columns in the part of another text encoder.
+            everywhere: also the columns of another text encoder (`Word.others`).
         """
         if not isinstance(words, str):
             each = (self.columns(one, everywhere) for one in words)

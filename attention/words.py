@@ -90,8 +90,8 @@ class Reading:
     def after(self, front: Reading) -> Reading:
         """These columns after those of another text encoder, as SD3 has T5's after CLIP's.
 
-        The words are these, and `others` are the columns in front of the same words. The tokens in
-        front become pairs, so that none is taken for one of these with the same number.
+        The words stay these; their `others` are the columns in front. The tokens in front become
+        pairs, so that none of them equals one of these.
         """
         words = (
             replace(_moved(word, len(front.tokens)), others=columns)
@@ -101,11 +101,11 @@ class Reading:
         return Reading((*tokens, *self.tokens), tuple(words))
 
     def followed_by(self, other: Reading, times: int) -> Reading:
-        """These columns, whose words have as `others` the columns of a text encoder after them.
+        """The same columns; the words' `others` are those of a text encoder that comes after them.
 
         Args:
             other: what that text encoder reads.
-            times: how often its columns come, one time after the other.
+            times: how many times in a row the network has its columns.
         """
         starts = [len(self.tokens) + time * len(other.tokens) for time in range(times)]
         words = (
@@ -147,8 +147,7 @@ def made_of(
 
 
 def probe(text: str) -> str:
-    """A letter that a text does not have. Between what a tokenizer makes of the two, it shows what
-    its template is."""
+    """A letter that a text does not have. Both are tokenized: what they share is the template."""
     letters = map(chr, count(ord("a")))
     return next(one for one in letters if one.isalpha() and one not in text.lower())
 
@@ -215,7 +214,7 @@ class _Columns:
 def _columns(chunks: Chunks, name: str, tokenizer: Tokenizer) -> _Columns:
     """The columns of all chunks, one after the other.
 
-    Padding in front of the text is put after it, as text encoders do with it.
+    Padding in front of the text is put after it: text encoders drop it, or fill up at the end.
     """
     tokens: list[Hashable] = []
     content: list[tuple[Any, int]] = []

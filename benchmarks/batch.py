@@ -208,13 +208,11 @@ class Batch:
 
 
 class Single(Batch):
-    """One edit; for the UNet, whose attention can be changed, with its two prompts aligned."""
+    """One edit, with its two prompts aligned."""
 
     def __init__(self, demo: Demo, edit: Edit) -> None:
         super().__init__(demo, [edit])
         self.edit = edit
-        if demo.kind == "flow":
-            return
         self.source, self.target, self.pair = node(
             "PromptPair",
             clip=demo.clip,

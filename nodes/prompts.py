@@ -22,9 +22,9 @@ from .support import (
 )
 
 FURTHER = {"conditioning_llama3": ("llama", 2), "t5xxl_ids": ("t5xxl", 1)}
-"""Options of a CONDITIONING with another text encoder's tokens, which the network puts behind the
-embedding's: the encoder, and how often. HiDream reads Llama's last layer, and then that of each
-block. (Anima reads T5's in place of the embedding's.)"""
+"""The options of a CONDITIONING that hold columns of another text encoder: its name, and how many
+times in a row the network reads it. HiDream appends two layers of Llama to the embedding. Anima
+reads T5's columns in place of the embedding's."""
 
 
 def encode(clip: CLIP | None, text: str) -> tuple[Conditioning, align.Prompt]:

@@ -24,7 +24,7 @@ WORDS = ["a", "red", "apple", ",", "and", "two", "pears", "on", "a", "blue", "ba
 LITERAL = ("qwen_image", "hunyuan_image", "hunyuan_video_15", "z_image", "klein", "ltx2")
 """Families that take the parentheses of weights for text."""
 TEMPLATES = ("hunyuan_video", *LITERAL[:-1])
-"""Families that put the prompt into a template, and how it begins and ends in the embedding."""
+"""Families that put the prompt into a template of which the embedding has a part."""
 T5 = ("flux", "sd3", "chroma", "ltxv", "cosmos", "hidream")
 FAMILIES = (*T5, "wan", "hunyuan_video", "lumina2", "anima", *LITERAL)
 
