@@ -41,8 +41,12 @@ a UNet's residual block adds."""
 
 
 def marks(prompt: Prompt, words: Sequence[Sequence[int]]) -> Tensor:
-    """1 at each of a prompt's tokens that is one of the word's, else 0 (tokens, n), for n words."""
-    weights = torch.zeros(len(prompt.tokens), len(words))
+    """1 at each of a prompt's tokens that is one of the word's, else 0 (tokens, n), for n words.
+
+    Where a word has columns behind the prompt's own, the tokens reach as far.
+    """
+    last = max((column for columns in words for column in columns), default=0)
+    weights = torch.zeros(max(len(prompt.tokens), last + 1), len(words))
     for i, columns in enumerate(words):
         weights[list(columns), i] = 1
     return weights

@@ -19,6 +19,7 @@ from ..attention.align import Prompt
 from ..attention.plan import Attention, Watch, marks
 from ..core.denoiser import Condition, Query
 from ..core.edit import Edit, Need, Step
+from ..core.families import Traits
 from ..core.path import Conditioning, Source
 
 LAYOUT = 0.2
@@ -60,6 +61,11 @@ class Concept(Edit):
     @property
     def conditionings(self) -> Sequence[Conditioning]:
         return (self.conditioning,)
+
+    def settled(self, traits: Traits) -> Self:
+        if self.guided and not traits.blocks:
+            return replace(self, words=None)  # the mask of the guidance is left
+        return self
 
     def steps(self, source: Source) -> range:
         return source.window(self.warm_up, self.end)

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from ..attention.align import Alignment, Prompt, PromptPair
 from ..attention.blocks import chosen
-from ..attention.plan import KEYS, QUERIES, Attention, Injection, of
+from ..attention.plan import KEYS, QUERIES, Attention, Injection, marks, of
 from ..core.denoiser import Query
 from ..core.edit import Edit, Need, Step, WeightCurve
 from ..core.families import Block, Traits
@@ -207,7 +207,8 @@ class Reweight(Edit):
 
 def scales(prompt: Prompt, words: Sequence[tuple[str, float]]) -> torch.Tensor:
     """The factor of each of a prompt's tokens (T,), from those of some of its words."""
-    factors = torch.ones(len(prompt.tokens))
-    for word, factor in words:
-        factors[list(prompt.columns(word))] = factor
+    chosen_columns = [prompt.columns(word, everywhere=True) for word, _ in words]
+    factors = torch.ones(len(marks(prompt, chosen_columns)))
+    for columns, (_, factor) in zip(chosen_columns, words, strict=True):
+        factors[list(columns)] = factor
     return factors

@@ -163,7 +163,7 @@ class TransformerControl(AttentionControl):
         self._shown: Sequence[int] = ()
         self._grid: tuple[int, ...] = ()
         self._calls: dict[Any, int] = {}
-        self._entered = self._reached = 0
+        self._entered = self._reached = self._crossed = 0
         self._theirs: Callable[..., Tensor] | None = None
         # Whoever compiles has imported this already; it takes a second, and others do not need it.
         compiles = "torch._dynamo" in sys.modules
@@ -191,6 +191,12 @@ class TransformerControl(AttentionControl):
     def check_reached(self) -> None:
         if self._entered and not self._reached:
             raise ValueError(UNREACHED.format(type(self.network).__name__))
+        about_words = self.attention.changes_cross or bool(self.attention.watched)
+        if not self.family.joint and about_words and not self._crossed:
+            raise ValueError(
+                f"{self.family.name} reads another text than its prompt's tokens, so its words "
+                "have no place in the attention; use Source Features, Keep Background or FlowEdit"
+            )
 
     def check(self, watch: Watch) -> None:
         height, width = grid_of(self.network, self._shape[2:])[-2:]
@@ -322,6 +328,7 @@ class TransformerControl(AttentionControl):
         )
         injections = self.injections(layer[:2], self._grid)
         if kind == "cross":
+            self._crossed += 1
             return self.crossed(layer, call, attend(q, k, v, mask), injections, added=False)
         out, made = self.injected(layer, call, injections)
         if kind == "joint" and self.attention.watched:

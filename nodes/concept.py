@@ -75,7 +75,7 @@ class Concept(io.ComfyNode):
                     default="auto",
                     tooltip="Where the concept may act. attention: where the model sees its "
                     "words. guidance: where it changes the prediction most. auto: both, "
-                    "or guidance alone on models without cross-attention. none: "
+                    "or guidance alone on models whose attention is not known. none: "
                     "everywhere.",
                     advanced=True,
                     display_name="limit to",

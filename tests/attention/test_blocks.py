@@ -127,7 +127,9 @@ def test_a_text_is_checked_without_a_network(text: str):
     check_blocks(text)
 
 
-@pytest.mark.parametrize("part", ["1-2-3", "-1", "1.5", "double x", "%", "50 %", "double 1 2", "1;2"])
+@pytest.mark.parametrize(
+    "part", ["1-2-3", "-1", "1.5", "double x", "%", "50 %", "double 1 2", "1;2"]
+)
 def test_what_is_no_number_is_refused_with_or_without_a_network(part: str):
     for text in (part, f"all, {part}"):
         for check in (check_blocks, lambda text: chosen(text, FLUX)):
