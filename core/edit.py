@@ -123,11 +123,13 @@ class Edit:
         hint: which knob to turn when the edit has changed almost nothing.
         keeps: which knob to turn when little of the source is left.
         by_ddim: whether it computes with DDIM's steps, which then are taken on any path.
+        told_at: where the user is to read its `note`: the id of its node; else empty.
     """
 
     hint: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     by_ddim: ClassVar[bool] = False
+    told_at: str = ""
 
     @property
     def needs(self) -> Need:

@@ -20,7 +20,6 @@ from ..core.edit import Edit, Need, Step
 from ..core.masks import latent_masks
 from ..core.path import Source
 
-
 HIGHEST = 14.6
 """The highest noise level of Stable Diffusion 1.x."""
 

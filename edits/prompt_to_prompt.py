@@ -68,6 +68,7 @@ class PromptToPrompt(Edit):
     joint_blocks: str = ""
     joint: frozenset[Block] | None = None
     plans: dict[tuple[float, ...], Attention] = field(default_factory=dict, repr=False)
+    told_at: str = ""
 
     @property
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:

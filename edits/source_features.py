@@ -97,6 +97,7 @@ class SourceFeatures(Edit):
     first: bool = False
     taken: tuple[Taken, ...] = ()
     injections: tuple[tuple[Injection, float, float], ...] = ()
+    told_at: str = ""
 
     @property
     def needs(self) -> Need:

@@ -483,7 +483,7 @@ def _put(
         own = call.picture(x[part])
         if injection.aligned and name in (QUERIES, KEYS):
             own.copy_(adain(own, theirs[name]))
-        elif name in injection.parts:
+        elif name in injection.parts and not injection.beside:
             _replace(own, theirs[name], inside)
 
 

@@ -49,6 +49,8 @@ class Family:
         fills: the name of the network's number of which the picture's tokens are a multiple.
         marked: whether the network does not say which block calls, but lets each be replaced.
         counted: whether it does neither, so that calls are counted.
+        other_text: whether the network reads another text than the prompt's tokens, so that its
+            words have no place in the attention.
         maps: the blocks whose maps to look at, by the number of all blocks: the papers'.
     """
 
@@ -58,6 +60,7 @@ class Family:
     picture_first: bool = False
     text_ends: bool = False
     fills: str = ""
+    other_text: bool = False
     marked: bool = False
     counted: bool = False
     maps: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -91,7 +94,9 @@ FAMILIES = {
     "lightricks.model.LTXVModel": Family(
         name="LTXV", blocks={"block": "transformer_blocks"}, joint=False, marked=True
     ),
-    "cosmos.predict2.MiniTrainDIT": Family(name="Anima", blocks={"block": "blocks"}, joint=False),
+    "cosmos.predict2.MiniTrainDIT": Family(
+        name="Anima", blocks={"block": "blocks"}, joint=False, other_text=True
+    ),
 }
 """The kinds of networks by the names of their classes behind `COMFY`. The maps are those of arXiv
 2508.07519; SD3 and SD3.5 Medium have as many blocks, and the paper's five of the latter serve

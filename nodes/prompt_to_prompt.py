@@ -16,6 +16,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    id_of,
     known_before,
     names_itself,
     prompts_input,
@@ -219,6 +220,7 @@ class PromptToPrompt(io.ComfyNode):
             weight_curve=factor,
             joint_replace=None if joint_replace == AUTO else joint_replace,
             joint_blocks=joint_blocks,
+            told_at=id_of(cls),
         )
 
         def used(x: float) -> float:

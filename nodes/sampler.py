@@ -41,6 +41,7 @@ from .support import (
     known_before,
     names_itself,
     seed_input,
+    show,
     tell,
     words,
 )
@@ -326,6 +327,8 @@ class Sampler(io.ComfyNode):
             residuals=None if residuals is None or not eta else residuals[first:],
         )
         told, figures = report(path, edited, guider, eta)
+        for edit in guider.edits:
+            show(edit.told_at, edit.note)
         told += f", cfg {guider.cfg:g} (auto)" * (cfg == AUTO)
         return io.NodeOutput(
             on_wire(edited.clean),

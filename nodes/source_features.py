@@ -13,6 +13,7 @@ from .support import (
     edits_input,
     edits_output,
     fraction_input,
+    id_of,
     known_before,
     masks_of,
     names_itself,
@@ -143,6 +144,7 @@ class SourceFeatures(io.ComfyNode):
             weight=weight,
             first=reference == REFERENCES[1],
             taken=given,
+            told_at=id_of(cls),
         )
         return io.NodeOutput((*edits, edit))
 

@@ -211,7 +211,7 @@ def names_itself(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.Node
                 check(cls, **{name: given.arguments[name] for name in parameters(check)})
             return execute(cls, *args, **kwargs)
         except ValueError as error:
-            show(cls, f"{error}.")
+            show(id_of(cls), f"{error}.")
             raise ValueError(sentence(cls, error)) from error
 
     return named
@@ -264,12 +264,17 @@ def check_limits(widget: io.Input, value: Any) -> None:
         raise ValueError(f"{widget.id} is {value:g}; use {low:g} to {high:g}")
 
 
-def show(node: type[io.ComfyNode], text: str) -> None:
-    """Show `text` on the node in the browser."""
+def id_of(node: type[io.ComfyNode]) -> str:
+    """The id of the node that runs; empty outside of a workflow."""
+    return str(node.hidden.unique_id or "") if node.hidden is not None else ""
+
+
+def show(node_id: str, text: str) -> None:
+    """Show `text` on a node in the browser."""
     server = getattr(PromptServer, "instance", None)
-    if server is not None and node.hidden is not None and node.hidden.unique_id:
+    if server is not None and node_id:
         # Nodes 2.0 reads Markdown: two spaces before the end of a line keep it.
-        server.send_progress_text(text.replace("\n", "  \n"), node.hidden.unique_id)
+        server.send_progress_text(text.replace("\n", "  \n"), node_id)
 
 
 def tell(
@@ -288,7 +293,7 @@ def tell(
         All of it for the API's history: `text`, `images`, and `report` with the figures.
     """
     logging.info("%s: %s", node.define_schema().display_name, text.replace("\n", " "))
-    show(node, text)
+    show(id_of(node), text)
     told = ui.PreviewText(text).as_dict()
     if figures is not None:
         told |= {"report": [dict(figures)]}

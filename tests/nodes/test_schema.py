@@ -36,6 +36,8 @@ NAMES = [
     "Reweight",
     "LocalBlend",
     "PaintWithWords",
+    "SourceFeatures",
+    "KeepBackground",
     "AttentionMaps",
     "Sampler",
     "Guider",
