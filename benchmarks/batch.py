@@ -206,6 +206,11 @@ class Batch:
         )
         return mask
 
+    @property
+    def truth(self) -> Tensor:
+        """Where the pictures may differ from the right result (N, H, W)."""
+        return torch.from_numpy(np.stack([edit.mask for edit in self.edits]).astype(np.float32))
+
 
 class Single(Batch):
     """One edit, with its two prompts aligned."""

@@ -48,7 +48,7 @@ class Row:
 
 
 UNET, FLOW = ("unet",), ("flow",)
-"""Rows for one of the demo models: those that change a UNet's attention, and those for flows."""
+"""Rows for one of the demo models alone."""
 
 
 def nothing(batch: Batch) -> Edited:
@@ -242,6 +242,7 @@ def flow_edit(
     path: Inversion = straight,
     mask: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
+    true_mask: bool = False,
     **edit: Any,
 ) -> Edited:
     """FlowEdit (arXiv 2412.08629), with its settings for the model.
@@ -249,13 +250,36 @@ def flow_edit(
     Args:
         path: straight, or an inverted one, of which each step is corrected then.
         mask: the settings of DiffEdit's mask, if the edit is to stay inside it.
+        true_mask: whether it is to stay inside the true one instead.
     """
     batch = batch.inverted(path)
     edits, masks = node("FlowEdit", **edit), None
-    if mask is not None:
-        masks = batch.mask(**mask)
+    if mask is not None or true_mask:
+        masks = batch.truth if true_mask else batch.mask(**mask or {})
         edits = node("MaskBlend", mask=masks, edits=edits)
     return Edited(batch.sample(edits=edits, **{"cfg": flow_cfg(batch)} | (sampler or {})), masks)
+
+
+def source_features(
+    batch: Batch, path: Inversion = ddim, sampler: dict[str, Any] | None = None, **edit: Any
+) -> Edited:
+    """One of the methods of Source Features along an inverted path."""
+    edits = node("SourceFeatures", **edit)
+    return Edited(batch.inverted(path).sample(edits=edits, **sampler or {}))
+
+
+def midpoint(batch: Batch) -> Any:
+    """RF-Solver's inversion."""
+    return ddim(batch, solver="midpoint")
+
+
+def kv_edit(batch: Batch, true_mask: bool = False) -> Edited:
+    """KV-Edit without inversion (arXiv 2502.17363): FlowEdit, and the source's background in the
+    attention."""
+    batch = batch.inverted(straight)
+    masks = batch.truth if true_mask else batch.mask()
+    edits = node("KeepBackground", mask=masks, edits=node("FlowEdit"))
+    return Edited(batch.sample(edits=edits, cfg=flow_cfg(batch)), masks)
 
 
 def flow_align(batch: Batch, omega: float = 2.0, anchor: float = 0.01, **edit: Any) -> Edited:
@@ -361,25 +385,30 @@ ROWS: Sequence[Row] = (
     Row("Uni-Edit, alpha 0.6, 15 steps", partial(uni_edit, steps=15)),
     Row("Uni-Edit, alpha 0.8, 15 steps", partial(uni_edit, alpha=0.8, steps=15)),
     Row("RF-Inversion", partial(pull_to_source, path=rf_inversion), FLOW),
-    Row("prompt-to-prompt", prompt_to_prompt, UNET),
-    Row("prompt-to-prompt and local blend", partial(prompt_to_prompt, blend=BLEND), UNET),
+    Row("prompt-to-prompt", prompt_to_prompt),
+    Row("prompt-to-prompt and local blend", partial(prompt_to_prompt, blend=BLEND)),
     Row(
         "prompt-to-prompt and FlowEdit",
         partial(on, inversion=straight, technique=partial(prompt_to_prompt, flow={})),
-        UNET,
     ),
     Row(
         "prompt-to-prompt and FlowEdit; FlowEdit alone where something is added",
         partial(
             on, inversion=straight, technique=partial(prompt_to_prompt, flow={}, additions=False)
         ),
-        UNET,
     ),
     Row(
         "prompt-to-prompt, local blend and FlowEdit",
         partial(on, inversion=straight, technique=partial(prompt_to_prompt, blend=BLEND, flow={})),
-        UNET,
     ),
+    Row("MasaCtrl", partial(source_features, preset="MasaCtrl")),
+    Row("Plug-and-Play", partial(source_features, preset="Plug-and-Play")),
+    Row("RF-Solver-Edit", partial(source_features, path=midpoint, preset="RF-Solver"), FLOW),
+    Row("Stable Flow", partial(source_features, preset="Stable Flow")),
+    Row("StyleAligned", partial(source_features, preset="StyleAligned")),
+    Row("FlowEdit with Keep Background in DiffEdit's mask", kv_edit),
+    Row("FlowEdit with Keep Background in the true mask", partial(kv_edit, true_mask=True)),
+    Row("FlowEdit with Mask Blend in the true mask", partial(flow_edit, true_mask=True)),
     Row(
         "prompt-to-prompt, PIE-Bench's settings: refine, 0.4, 0.6, new words twice",
         partial(prompt_to_prompt, mode="refine", cross_replace=0.4, self_replace=0.6, reweight=2.0),

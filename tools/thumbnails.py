@@ -25,7 +25,12 @@ GRID = 24
 def label_of(name: str) -> str:
     """The technique in an example's name, or what it does if it names none."""
     words = name.removesuffix(".app")[3:]
-    return words.partition("-")[2].replace("_", " ") or words.replace("_", " ")
+    return words.partition("-")[2].replace("_", " ") or action_of(name)
+
+
+def action_of(name: str) -> str:
+    """What an example does, by its name."""
+    return name.removesuffix(".app")[3:].partition("-")[0].replace("_", " ")
 
 
 def square(picture: Image.Image) -> Image.Image:
@@ -91,14 +96,15 @@ def cells(grid: Image.Image, inputs: dict[str, Any]) -> list[Image.Image]:
     ]
 
 
-def labelled(picture: Image.Image, label: str, height: int = LABEL) -> Image.Image:
-    """A picture with its label in a strip over the lower edge."""
-    size = height * 7 // 10
-    while (font := ImageFont.load_default(size)).getlength(label) > SIDE - 20:
-        size -= 1
+def labelled(picture: Image.Image, *labels: str) -> Image.Image:
+    """A picture with its labels over the lower edge, each in a strip of its own."""
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([0, SIDE - height, SIDE, SIDE], fill=(24, 24, 27))
-    draw.text((SIDE / 2, SIDE - height / 2), label, "white", font, anchor="mm")
+    draw.rectangle([0, SIDE - len(labels) * LABEL, SIDE, SIDE], fill=(24, 24, 27))
+    for number, label in enumerate(reversed(labels)):
+        size = LABEL * 7 // 10
+        while (font := ImageFont.load_default(size)).getlength(label) > SIDE - 20:
+            size -= 1
+        draw.text((SIDE / 2, SIDE - (number + 0.5) * LABEL), label, "white", font, anchor="mm")
     return picture
 
 
@@ -150,7 +156,8 @@ def main() -> None:
             workflow = json.loads(twin_of(example).read_text())
             file = Path(f"{str(example).removesuffix('.json')}.jpg")
             if models_of(example):  # not run here: what goes in, and the name
-                made = labelled(square(source(workflow)), label_of(example.stem), 2 * LABEL)
+                labels = action_of(example.stem), label_of(example.stem)
+                made = labelled(square(source(workflow)), *labels)
             else:
                 history = server.run(workflow, timeout=3600)
                 made = thumbnail(server, workflow, history, example.stem)

@@ -34,6 +34,13 @@ UNREACHED = ("ernie_image", "pixart", "hunyuan_dit", "auraflow", "omnigen2")
 each_family = pytest.mark.parametrize("name", FAMILIES)
 each_joint = pytest.mark.parametrize("name", JOINT)
 
+LATE_REFUSAL = pytest.mark.xfail(
+    strict=True, reason="the factors are only looked at when their window opens"
+)
+FORGETS_FACTORS = pytest.mark.xfail(
+    strict=True, reason="`_beside` attends without what is added to the scores"
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def models(comfy: Path) -> Iterator[None]:
@@ -63,7 +70,7 @@ def sharp(model: Any) -> Any:
 
 
 class Case(NamedTuple):
-    """A tiny model, a path of two pictures, and the prompts of both sides."""
+    """A tiny model, a path, the prompts of both sides, and the target's picture unedited."""
 
     name: str
     model: Any
@@ -92,7 +99,7 @@ class Case(NamedTuple):
 
 
 @functools.cache
-def made(name: str, source: int = 40, target: int = 40, steps: int = STEPS, batch: int = 2) -> Case:
+def made(name: str, source: int = 40, target: int = 40, steps: int = STEPS, batch: int = 1) -> Case:
     """Prompts of so many tokens; where they differ, source and target share no network call."""
     model = tiny(name)
     counts = (source, target, 40)
@@ -182,7 +189,7 @@ def test_what_never_acts_is_no_edit_bit_for_bit(name: str):
         case.edits(("PromptToPrompt", off)),
         case.edits(("Reweight", {"words": "new: 1\nthing: 1.0"})),
     ):
-        with network_calls(case.model, 2) as asked:
+        with network_calls(case.model) as asked:
             latent = case.edit(edits)
         assert torch.equal(latent, case.plain)
         assert asked.evaluations == 2 * STEPS
@@ -196,7 +203,7 @@ def in_one_call_and_in_two(case: Case, edits: tuple, monkeypatch: pytest.MonkeyP
     together = case.edit(edits)
     with monkeypatch.context() as patch:
         short_of_memory(patch)
-        with network_calls(case.model, 2) as asked:
+        with network_calls(case.model) as asked:
             apart = case.edit(edits)
     assert asked.calls == asked.evaluations
     assert error(together, apart) <= 1e-4
@@ -210,13 +217,9 @@ def test_each_edit_acts_whatever_shares_a_call_and_leaves_the_model_as_it_was(
 ):
     case = made(name, *counts)
     before = state(case.model)
-    for edits, least in (
-        (case.edits(P2P), 2e-5),
-        (case.edits(STRONGER), 1e-4),
-        (painted(case), 1e-6),
-    ):
+    for edits in (case.edits(P2P), case.edits(STRONGER), painted(case)):
         latent = in_one_call_and_in_two(case, edits, monkeypatch)
-        assert error(latent, case.plain) > least
+        assert error(latent, case.plain) > 5e-4
     assert state(case.model) == before
 
 
@@ -227,7 +230,7 @@ def test_both_kinds_of_attention_are_injected_whatever_shares_a_call(
     case = made(name, 40, 45)
     both = ("PromptToPrompt", {"cross_replace": 1.0, "self_replace": 1.0, "self_limit": 64})
     latent = in_one_call_and_in_two(case, case.edits(both), monkeypatch)
-    assert error(latent, case.edit(case.edits(P2P))) > 1e-7
+    assert error(latent, case.edit(case.edits(P2P))) > 5e-6
 
 
 @each_family
@@ -267,11 +270,11 @@ def test_the_maps_of_all_tokens_sum_to_1_at_each_place_and_are_not_the_same_ever
     size = {2: (8, 12) if name in (*UNETS, "flux2") else (4, 6), 3: (3, 4, 6)}
     grid = {"ltxv": (3, 8, 12), "anima": (1, 4, 6), "qwen_image": (1, 4, 6)}
     wanted = grid.get(name, size[case.path.clean.ndim - 2])
-    assert maps.shape == (2, tokens, *wanted)
+    assert maps.shape == (1, tokens, *wanted)
     assert float(maps.min()) >= 0
-    torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, *wanted), rtol=0, atol=1e-4)
+    torch.testing.assert_close(maps.sum(dim=1), torch.ones(1, *wanted), rtol=0, atol=1e-4)
     spread = maps.flatten(2).std(dim=2) / maps.flatten(2).mean(dim=2)
-    assert float(spread.min()) > 1e-5
+    assert float(spread.min()) > 5e-3
     both = maps_of(case, [[2, 3]], [0, 2])
     torch.testing.assert_close(both[:, 0], maps[:, 2] + maps[:, 3], rtol=1e-4, atol=1e-6)
 
@@ -322,11 +325,10 @@ def test_a_map_is_what_the_picture_gives_a_word_of_all_it_gives_to_the_prompt(na
     recorder = Recorder()
     found = maps_of(case._replace(model=overridden(case.model, recorder)), [[2]], [0])
     most = max(one.k.shape[-2] for one in recorder.calls)
-    # the first call of each block: a map is looked at by further ones
-    joint = [one for one in recorder.calls if one.k.shape[-2] == most and one.v.shape[-1] > 1]
+    joint = [one for one in recorder.calls if one.q.shape[-2] == one.k.shape[-2] == most]
     places = math.prod(found.shape[2:])
-    blocks = WATCHED.get(name, (0, 1))
-    joint = [joint[i] for i in CALLS_OF.get(name, blocks)]
+    middle = {2: (0, 1), 3: (1,), 4: (1, 2)}[len(joint)]
+    joint = [joint[number] for number in middle]
     total = torch.zeros(places)
     for one in joint:
         q, k = one.of("q", 0), one.of("k", 0)
@@ -337,3 +339,376 @@ def test_a_map_is_what_the_picture_gives_a_word_of_all_it_gives_to_the_prompt(na
         maps = scores.softmax(dim=-1)[..., first : first + 40].mean(dim=0)
         total += maps[:, 2] / maps.sum(dim=1) / len(joint)
     torch.testing.assert_close(found[0, 0].flatten(), total, rtol=1e-3, atol=1e-7)
+
+
+@each_family
+def test_local_blend_keeps_the_source_where_the_words_are_not(name: str):
+    case = made(name)
+    words = {"source_words": "old", "target_words": "new", "threshold": 0.99}
+    latent, _, _, mask, _ = case.run(case.edits(("LocalBlend", words | {"start": 0.0}))).args
+    assert {*mask.unique().tolist()} == {0.0, 1.0}
+    found, source = latent["samples"], case.path.clean
+    height, width = source.shape[-2:]
+    mask = mask[:, :: mask.shape[-2] // height, :: mask.shape[-1] // width]
+    if source.ndim == 5:  # of a video's latent each frame but the first holds several
+        frames = source.shape[2]
+        mask = mask[:: max((len(mask) - 1) // max(frames - 1, 1), 1)]
+    outside = (mask == 0).expand_as(source)
+    assert torch.equal(found[outside], source[outside])
+    assert error(found[~outside], source[~outside]) > 1e-2
+
+
+# costs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "start", "window"),
+    [
+        ({"joint_replace": 0.6}, 0.0, 3),
+        ({"joint_replace": 0.0}, 0.0, 0),
+        ({}, 0.0, 1),  # a fifth
+        ({}, 0.5, 1),  # of what is walked
+    ],
+)
+@pytest.mark.parametrize("name", ["sd3", "flux_dev", "qwen_image", "z_image", "hidream"])
+def test_the_source_is_asked_for_in_the_window_only(
+    name: str, inputs: dict, start: float, window: int
+):
+    case = made(name, steps=4)
+    walked = 2 if start else 4
+    with network_calls(case.model) as asked:
+        output = case.run(case.edits(("PromptToPrompt", inputs)), start=start)
+    assert asked.evaluations == 2 * walked + window
+    assert asked.calls == walked  # the source's are in the target's calls
+    assert f"{2 * walked + window} model calls" in text(output)
+    assert output.ui["report"][0]["kept_bytes"] == 0
+
+
+@each_joint
+def test_prompts_of_other_lengths_cost_one_void_prediction_and_the_memory_of_what_is_kept(
+    name: str,
+):
+    from diffusion_path.host.dit import blocks_of
+
+    case = made(name, 40, 45, steps=4)
+    width = {"sd3": 128, "sd35_medium": 128, "z_image": 256}.get(name, 64)
+    places = math.prod(case.path.clean.shape[2:]) // (1 if name == "flux2" else 4)
+    apart = name != "flux2"  # which fills up every prompt to 512 tokens
+    for blocks, count in (("", len(blocks_of(case.model.model.diffusion_model))), ("0", 1)):
+        inputs = {"joint_replace": 0.6, "joint_blocks": blocks}
+        with network_calls(case.model) as asked:
+            output = case.run(case.edits(("PromptToPrompt", inputs)))
+        (figures,) = output.ui["report"]
+        assert asked.evaluations == figures["evaluations"] == 2 * 4 + 3 + 3 * apart
+        queries_and_keys = 2 * places * width * 4
+        assert figures["kept_bytes"] == queries_and_keys * count * apart
+
+
+def test_only_the_blocks_that_are_named_are_injected():
+    case = made("flux_dev")
+    every, last = (
+        case.edit(case.edits(("PromptToPrompt", {"joint_replace": 1.0, "joint_blocks": blocks})))
+        for blocks in ("", "single 1")
+    )
+    assert error(last, case.plain) > 1e-4
+    assert error(last, every) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_dev", "wan"])
+def test_what_is_offloaded_gives_the_same_picture(name: str, monkeypatch: pytest.MonkeyPatch):
+    import comfy.model_management
+
+    case = made(name, 40, 45)
+    edits = case.edits(P2P, STRONGER)
+    wanted = case.edit(edits)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **named: 0)
+    assert error(case.edit(edits), wanted) <= 1e-5
+
+
+# batches, chains, guidance as an input
+
+
+@each_family
+def test_a_batch_of_a_chain_is_edited_as_each_of_its_pictures_alone(name: str):
+    case = made(name, 40, 45, batch=2)
+    blend = {"source_words": "old", "target_words": "new", "threshold": 0.9}
+    edits = case.edits(P2P, STRONGER, ("LocalBlend", blend))
+    (edits,) = results("SourceFeatures", take="k and v", blocks="all", start=0.3, edits=edits)
+    both = case.edit(edits)
+    for i in range(2):
+        assert error(case.edit(edits, path=case.alone(i)), both[i : i + 1]) <= 1e-4
+    assert error(both, case.edit(edits[:2])) > 1e-4
+
+
+def test_guidance_that_is_an_input_of_the_network_needs_no_negatives_prediction():
+    case = made("flux_dev")
+
+    def guided(guidance: float, edits: tuple) -> Tensor:
+        ((words, options),) = case.target
+        positive = [[words, options | {"guidance": guidance}]]
+        with network_calls(case.model) as asked:
+            latent = case.edit(edits, positive=positive, cfg=1.0)
+        assert asked.evaluations == STEPS * (2 if edits else 1)
+        return latent
+
+    plain, injected = guided(3.5, ()), guided(3.5, case.edits(P2P))
+    assert error(injected, plain) > 1e-4
+    assert error(guided(7.0, case.edits(P2P)), injected) > 1e-5
+
+
+@pytest.mark.parametrize("name", [pytest.param("flux_dev", marks=FORGETS_FACTORS), "sd15", "wan"])
+def test_reweight_acts_beside_the_sources_keys_and_values_too(name: str):
+    """StyleAligned lets the target attend to both pictures, in every block."""
+    case = made(name)
+    stronger = case.edits(STRONGER)
+    (shared,) = results("SourceFeatures", preset="StyleAligned")
+    (both,) = results("SourceFeatures", preset="StyleAligned", edits=stronger)
+    assert error(case.edit(both), case.edit(shared)) > 1e-4
+
+
+# pictures to refer to
+
+
+@pytest.mark.parametrize("sizes", [((8, 12),), ((4, 6), (8, 4))], ids=["one", "two"])
+@pytest.mark.parametrize("name", ["flux_dev", "qwen_image"])
+def test_with_references_all_of_the_sources_attention_gives_the_source_back(
+    name: str, sizes: tuple
+):
+    assert_source_comes_back(recorded(name, *sizes))
+
+
+@pytest.mark.parametrize("name", ["flux_dev", "qwen_image"])
+def test_the_picture_has_the_sources_queries_and_keys_and_text_and_references_their_own(name: str):
+    case = made(name)
+    reference = tiny_models.picture(name, height=4, width=6, seed=9)
+    prompts = {
+        "path": case.path._replace(positive=tiny_models.referring(case.source, reference)),
+        "positive": tiny_models.referring(case.target, reference),
+        "negative": tiny_models.referring(case.negative, reference),
+    }
+    plain, injected = Recorder(), Recorder()
+    for recorder, edits in ((plain, ()), (injected, case.edits(P2P))):
+        case.edit(edits, model=overridden(case.model, recorder), **prompts)
+    assert len(injected.calls) == len(plain.calls)
+    first_step = len(plain.calls) // STEPS
+    before, after = plain.calls[:first_step], injected.calls[:first_step]
+    words, picture, behind = slice(0, 40), slice(40, 64), slice(64, 70)
+
+    def positives(one: Recorded) -> list[int]:
+        return [i for i, side in enumerate(one.options["cond_or_uncond"]) if side == 0]
+
+    (own,) = positives(before[0])
+    wanted = before[0].of("k", own)
+    assert wanted.shape[1] == 70
+    target, source = sorted(
+        positives(after[0]),
+        key=lambda part: error(after[0].of("k", part)[:, words], wanted[:, words]),
+    )
+    for what in ("q", "k", "v"):
+        mine, theirs = after[0].of(what, target), before[0].of(what, own)
+        for part in (words, behind):
+            torch.testing.assert_close(mine[:, part], theirs[:, part], rtol=1e-5, atol=1e-5)
+    for one in after[1:]:
+        for what in ("q", "k"):
+            mine, theirs = one.of(what, target), one.of(what, source)
+            assert torch.equal(mine[:, picture], theirs[:, picture])
+            for part in (words, behind):
+                assert error(mine[:, part], theirs[:, part]) > 1e-4
+        assert error(one.of("v", target), one.of("v", source)) > 1e-4
+
+
+# other packs
+
+
+@each_family
+def test_what_another_packs_override_makes_of_attention_stays(name: str):
+    """One that lets nothing through leaves nothing to edit."""
+    case = made(name)
+    model = overridden(case.model, Recorder(torch.zeros_like))
+    before = state(model)
+    plain = case.edit(model=model)
+    assert error(plain, case.plain) > 1e-3
+    edits = (*case.edits(P2P, STRONGER), *painted(case))
+    (edits,) = results("SourceFeatures", take="k and v", blocks="all", start=0.0, edits=edits)
+    assert error(case.edit(edits, model=model), plain) <= 1e-5
+    assert state(model) == before
+
+
+@each_joint
+def test_another_packs_override_is_called_once_for_every_call_of_attention(name: str):
+    case = made(name)
+    plain, injected = Recorder(), Recorder()
+    case.edit(model=overridden(case.model, plain))
+    found = case.edit(case.edits(P2P), model=overridden(case.model, injected))
+    assert [one.q.shape[1:] for one in injected.calls] == [one.q.shape[1:] for one in plain.calls]
+    assert error(found, case.edit(case.edits(P2P))) <= 1e-5
+
+
+def skip(args: dict, extra: dict) -> dict:
+    """As SkipLayerGuidanceDiT does to a block."""
+    return args
+
+
+def passed_on(args: dict, extra: dict) -> dict:
+    return extra["original_block"](args)
+
+
+def patched(model: Any, patch: Any) -> Any:
+    clone = model.clone()
+    clone.set_model_patch_replace(patch, "dit", "double_block", 0)
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("sd3", ("0", "1")),
+        ("sd35_medium", ("0", "1")),
+        ("flux_dev", ("double 0", "double 1")),
+        ("ltxv", ("0", "1")),
+    ],
+)
+def test_another_packs_patch_of_a_block_works_and_the_blocks_keep_their_numbers(
+    name: str, blocks: tuple[str, str]
+):
+    case = made(name)
+    skipped = patched(case.model, skip)
+    before = state(skipped)
+    plain = case.edit(model=skipped)
+    assert error(plain, case.plain) > 1e-3
+    for only, acts in zip(blocks, (False, True), strict=True):
+        edits = case.edits(("PromptToPrompt", {"joint_replace": 1.0, "joint_blocks": only}))
+        if name == "ltxv":
+            (edits,) = results("SourceFeatures", take="k and v", blocks=only, start=0.0)
+        found = case.edit(edits, model=skipped)
+        assert (error(found, plain) > 1e-4) if acts else (error(found, plain) <= 1e-6)
+        wanted = case.edit(edits)
+        assert error(wanted, case.plain) > 1e-4
+        assert error(case.edit(edits, model=patched(case.model, passed_on)), wanted) <= 1e-6
+    assert state(skipped) == before
+
+
+# out of reach
+
+
+@pytest.mark.parametrize("name", UNREACHED)
+def test_networks_whose_attention_is_not_known_are_refused_before_they_are_called(name: str):
+    model = getattr(tiny_models, name)()
+    source, target, negative = (tiny_models.prompt(name, seed) for seed in range(3))
+    pair = PromptPair(
+        source=prompt_of("an old thing", source), target=prompt_of("a new thing", target)
+    )
+    latent = tiny_models.picture(name)
+    (path,) = results("StraightPath", model=model, positive=source, latent_image=latent, steps=2)
+    prompts = {"model": model, "positive": target, "negative": negative}
+    network = type(model.model.diffusion_model).__name__
+    height, width = latent["samples"].shape[-2:]
+    said = (f"changes attention, and that of {network} is not known", "use MDP Epsilon")
+    for edits in (
+        chain(pair, P2P),
+        chain(pair, STRONGER),
+        chain(pair, ("LocalBlend", {})),
+        *results("SourceFeatures"),
+        *results("KeepBackground", mask=left_half(8 * width, 8 * height)),
+    ):
+        refused("Sampler", *said, path=path, edits=edits, **prompts)
+    refused("RecordPath", *said, latent_image=latent, edits=chain(pair, STRONGER), **prompts)
+    said = (f"attention, and that of {network} is not known",)
+    refused("AttentionMaps", *said, model=model, path=path, prompts=pair, vae=None)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **named: Any) -> Tensor:
+    """Attention that asks nobody."""
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+
+
+def never_reached(act: Callable[[], Any], model: Any) -> None:
+    """It is refused in one sentence, after one call of the network."""
+    with network_calls(model) as asked, pytest.raises(ValueError) as refusal:
+        act()
+    assert asked.calls == 1
+    message = str(refusal.value)
+    assert "the attention of Flux cannot be reached" in message and "use FlowEdit" in message
+    assert len(re.findall(r"[.!?](?:\s|$)", message)) <= 1, f"more than a sentence: {message}"
+
+
+def test_a_network_that_computes_its_attention_itself_is_refused_at_its_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    case = made("flux_dev")
+    monkeypatch.setattr("comfy.ldm.flux.math.optimized_attention", by_hand)
+    assert error(case.edit(), case.plain) <= 1e-5  # without an edit of attention nobody minds
+    (late,) = results("SourceFeatures", take="k and v", start=0.7, end=1.0)
+    for edits in (case.edits(P2P), case.edits(STRONGER), painted(case), late):
+        never_reached(lambda edits=edits: case.edit(edits), case.model)  # type: ignore[misc]
+    start = {"latent_image": tiny_models.picture("flux_dev"), "steps": STEPS, "cfg": CFG}
+    given = {"positive": case.target, "negative": case.negative, "model": case.model}
+    stronger = case.edits(("Reweight", {"words": "new: 5", "start": 0.7}))
+    never_reached(lambda: call("RecordPath", edits=stronger, **start, **given), case.model)
+    never_reached(lambda: maps_of(case, [[2]], [0, 1]), case.model)
+
+
+# the background, and the first picture of a batch
+
+
+@each_family
+def test_outside_its_mask_keep_background_is_the_source_and_inside_it_sees_the_source(name: str):
+    case = made(name, 40, 45)
+    mask = left_half()
+    (edits,) = results("KeepBackground", mask=mask)
+    found, source = case.edit(edits), case.path.clean
+    assert torch.equal(found[..., 6:], source[..., 6:])
+    assert error(found[..., :6], source[..., :6]) > 1e-2
+    (blend,) = results("MaskBlend", mask=mask)
+    assert error(found, case.edit(blend)) > 1e-5
+
+
+@pytest.mark.parametrize("inputs", [{"take": "everything"}, {"preset": "StyleAligned"}], ids=str)
+@pytest.mark.parametrize("name", ["sd15", "flux_dev"])
+def test_a_batch_is_recorded_with_the_attention_of_its_first_picture(name: str, inputs: dict):
+    case = made(name)
+    start = {"samples": torch.zeros_like(tiny_models.picture(name, 2)["samples"])}
+    given = {"positive": case.target, "negative": case.negative, "model": case.model}
+    given |= {"latent_image": start, "steps": STEPS, "cfg": CFG, "seed": 3}
+    shared = {"reference": "first picture", "blocks": "all", "start": 0.0, "end": 1.0}
+    (edits,) = results("SourceFeatures", **shared | inputs)
+    plain = results("RecordPath", **given)[0].clean
+    with network_calls(case.model, 2) as asked:
+        found = results("RecordPath", edits=edits, **given)[0].clean
+    assert asked.evaluations == 2 * STEPS  # nothing more is asked
+    if "take" in inputs:
+        assert error(found[:1], plain[:1]) <= 1e-5
+    assert error(found[1:], plain[1:]) > 1e-4
+
+
+# factors below 0, and of 0
+
+
+@pytest.mark.parametrize("start", [0.0, pytest.param(0.5, marks=LATE_REFUSAL)])
+@each_joint
+def test_a_factor_below_0_is_refused_where_text_and_picture_share_an_attention(
+    name: str, start: float
+):
+    case = made(name)
+    edits = case.edits(("Reweight", {"words": "new: -1", "start": start}))
+    said = ("a factor of Reweight is below 0", "use 0 or more")
+    refused("Sampler", *said, **case.given(edits))
+
+
+@pytest.mark.parametrize("name", (*UNETS, *CROSS))
+def test_a_factor_below_0_is_the_opposite_where_the_picture_reads_the_text(name: str):
+    case = made(name)
+    less, least = (
+        case.edit(case.edits(("Reweight", {"words": f"new: {factor}"}))) for factor in (0, -1)
+    )
+    assert error(least, case.plain) > 1.5 * error(less, case.plain) > 1e-5
+
+
+@each_joint
+def test_a_factor_of_0_leaves_nothing_of_a_word(name: str):
+    case = made(name)
+    none, little = (
+        case.edit(case.edits(("Reweight", {"words": f"new: {factor}"}))) for factor in (0, 1e-9)
+    )
+    assert error(none, little) <= 1e-5 < error(none, case.plain)
