@@ -421,8 +421,15 @@ def test_what_is_offloaded_gives_the_same_picture(name: str, monkeypatch: pytest
     case = made(name, 40, 45)
     edits = case.edits(P2P, STRONGER)
     wanted = case.edit(edits)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **named: 0)
+    free, asked = comfy.model_management.get_free_memory, []
+
+    def none(device: Any = None, torch_free_too: bool = False) -> Any:
+        asked.append(device)
+        return free(device, torch_free_too) if torch_free_too else 0
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", none)
     assert error(case.edit(edits), wanted) <= 1e-5
+    assert asked
 
 
 # batches, chains, guidance as an input
@@ -437,7 +444,7 @@ def test_a_batch_of_a_chain_is_edited_as_each_of_its_pictures_alone(name: str):
     both = case.edit(edits)
     for i in range(2):
         assert error(case.edit(edits, path=case.alone(i)), both[i : i + 1]) <= 1e-4
-    assert error(both, case.edit(edits[:2])) > 1e-4
+    assert error(both, case.edit(edits[:3])) > 1e-5
 
 
 def test_guidance_that_is_an_input_of_the_network_needs_no_negatives_prediction():
@@ -679,14 +686,16 @@ def test_a_batch_is_recorded_with_the_attention_of_its_first_picture(name: str, 
     assert asked.evaluations == 2 * STEPS  # nothing more is asked
     if "take" in inputs:
         assert error(found[:1], plain[:1]) <= 1e-5
-    assert error(found[1:], plain[1:]) > 1e-4
+    assert error(found[1:], plain[1:]) > 1e-5
 
 
 # factors below 0, and of 0
 
 
-@pytest.mark.parametrize("start", [0.0, pytest.param(0.5, marks=LATE_REFUSAL)])
-@each_joint
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [*((name, 0.0) for name in JOINT), pytest.param("flux_dev", 0.5, marks=LATE_REFUSAL)],
+)
 def test_a_factor_below_0_is_refused_where_text_and_picture_share_an_attention(
     name: str, start: float
 ):
