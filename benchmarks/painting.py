@@ -52,11 +52,6 @@ def in_place(layout: Layout) -> str:
     return caption(layout.scene)
 
 
-def unplaced(layout: Layout) -> str:
-    """A prompt that says no places."""
-    return caption(layout.scene, places=False)
-
-
 def contrary(layout: Layout) -> str:
     """A prompt that says them the other way round."""
     left, right = layout.scene.objects
@@ -72,7 +67,7 @@ def paint(demo: Demo, layout: Layout, prompt: str, strength: float, seed: int) -
     half[:, :, : SIZE // 2] = 1
     edits: tuple = ()
     for phrase, mask in ((layout.left, half), (layout.right, 1 - half)) if strength else ():
-        edits = node(
+        edits, *_ = node(
             "PaintWithWords",
             clip=demo.clip,
             prompt=prompt,
@@ -111,20 +106,18 @@ HEAD = """\
 | model | prompt | strength | each on its side | and the background right |
 |---|---|--:|--:|--:|"""
 
-PROMPTS: dict[str, dict[str, Callable[[Layout], str]]] = {
-    "unet": {"as painted": in_place, "the other way round": contrary},
-    "flow": {"no places": unplaced, "as painted": in_place, "the other way round": contrary},
+PROMPTS: dict[str, Callable[[Layout], str]] = {
+    "as painted": in_place,
+    "the other way round": contrary,
 }
-"""What each model has learnt to read: the UNet only captions that say where both objects are."""
 
 EXPLANATION = """\
 # Paint with words
 
 {count} {split} layouts of two objects, one painted onto the left half and one onto the right; a
-seed for each layout. UNet: 20 steps, guidance 7.5. Flow model: 28 steps, guidance 4. The UNet was
-only ever shown captions that say where both objects are, so its prompts say it too: as painted, or
-the other way round. Of the flow model's captions three tenths say no places. The judge sees the
-picture only.
+seed for each layout. UNet: 20 steps, guidance 7.5. Flow model: 28 steps, guidance 4. The demo
+models were only ever shown captions that say where both objects are, so the prompt says it too: as
+painted, or the other way round. The judge sees the picture only.
 """
 
 
@@ -136,7 +129,7 @@ def main(split: Split = "held_out", count: int = LAYOUTS, kinds: Sequence[str] =
         judge, layouts = Judge.load(), draw_layouts(split, count)
         for kind in kinds:
             demo = Demo.load(kind)
-            for name, say in PROMPTS[kind].items():
+            for name, say in PROMPTS.items():
                 for strength in STRENGTHS:
                     sides, whole = rates(demo, judge, layouts, say, strength)
                     shown = strength or "not painted"

@@ -26,7 +26,6 @@ _PICTURES = 20_000
 _ONE_OBJECT = 0.35
 _STEPS = 5200
 _LEARNING_RATE = 3e-3
-_FINE_TUNING = 3e-4  # with AdamW for all weights
 _BATCH = 32
 _NO_CAPTION = 0.1
 _NO_PLACES = 0.3
@@ -141,9 +140,7 @@ def train_flow(autoencoder: AutoencoderKL, more: int = 0) -> Flow:
         for name, weight in flow.transformer.named_parameters()
         if weight.ndim == 2 and "blocks" in name and ".norm" not in name
     ]
-    if more:
-        return fit("flow", flow, loss, _STEPS, _FINE_TUNING, more)
-    return fit("flow", flow, loss, _STEPS, _LEARNING_RATE, matrices=matrices)
+    return fit("flow", flow, loss, _STEPS, _LEARNING_RATE, more, matrices)
 
 
 def trained_so_far() -> FluxTransformer2DModel:

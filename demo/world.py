@@ -154,13 +154,15 @@ def caption(scene: Scene, places: bool = True) -> str:
     'a red apple on a blue background'
 
     Args:
-        places: whether to say which of two objects is left and which is right.
+        places: whether to say which of two objects is left and which is right; else they stand in
+            the order of the alphabet.
     """
     words = [phrase(item.name) for item in scene.objects]
     if len(words) == 1:
         return f"{words[0]} on a {scene.background} background"
     left, right = words
     if not places:
+        left, right = sorted(words)
         return f"{left} and {right} on a {scene.background} background"
     return f"{left} on the left and {right} on the right, on a {scene.background} background"
 

@@ -158,3 +158,12 @@ def test_edits_are_values():
     edit = edits("replace", 1)[0]
     assert edit == Edit(edit.source, edit.target, "replace")
     assert len({edit, edit}) == 1
+
+
+def test_a_caption_without_places_names_the_same_objects_in_the_order_of_the_alphabet():
+    left, right = Object("zebra", (32, 64), 56), Object("apple", (96, 64), 56)
+    said = "a apple and a zebra on a blue background"
+    assert caption(Scene((left, right), "blue"), places=False) == said
+    assert caption(Scene((right, left), "blue"), places=False) == said
+    alone = Scene((left,), "blue")
+    assert caption(alone, places=False) == caption(alone)
