@@ -289,7 +289,8 @@ class RecordPath(io.ComfyNode):
                 PathEdits.Input(
                     "edits",
                     optional=True,
-                    tooltip="Edits that need no source: Paint with Words, Reweight.",
+                    tooltip="Edits that need no source: Paint with Words, Reweight, and Source "
+                    "Features of the first picture.",
                 ),
             ],
             outputs=[

@@ -255,7 +255,8 @@ class Reweight(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip='Words of the new prompt and their factors, one per line: "snow: 2". '
-                    "Above 1 = more, below 1 = less, below 0 = the opposite.",
+                    "Above 1 = more, below 1 = less, below 0 = the opposite, which models with a "
+                    "joint attention (Flux, SD3, Qwen-Image) cannot have.",
                     placeholder="snow: 2",
                 ),
                 edits_input(),

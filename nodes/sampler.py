@@ -286,9 +286,9 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="Where the edits let the picture change: the mask of Local Blend or "
-                    "Mask Blend; white everywhere without them. For a video, one mask "
-                    "per frame.",
+                    tooltip="Where the edits let the picture change: the mask of Local Blend, "
+                    "Mask Blend or Keep the Background; white everywhere without them. For a "
+                    "video, one mask per frame.",
                 ),
                 io.String.Output(
                     display_name="report", tooltip="The text that the node shows after a run."
