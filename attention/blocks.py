@@ -31,7 +31,8 @@ def check_blocks(text: str) -> None:
     """Raise ValueError if a text names blocks of no network."""
     for part in filter(None, map(str.strip, re.split(r"[,\n]", text))):
         _kind, numbers = _split(part.lower())
-        if numbers and not RANGE.fullmatch(numbers):
+        match = RANGE.fullmatch(numbers)
+        if numbers and (match is None or int(match[1]) > int(match[3] or match[1])):
             raise ValueError(
                 f'blocks has "{part}"; write numbers such as "0-9", "double 0-18" or "60%-100%"'
             )
@@ -67,8 +68,8 @@ def _has(numbers: str, position: int, block: Block, kind: str, count: int) -> bo
         return True
     match = RANGE.fullmatch(numbers)
     assert match is not None
-    first, percent, last, _ = match.groups()
-    if percent:
+    first, percent, last, too = match.groups()
+    if percent or too:
         low = int(int(first) * count / 100)
         high = low + 1 if last is None else max(low + 1, int(int(last) * count / 100))
         return low <= position < high

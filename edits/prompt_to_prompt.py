@@ -190,6 +190,14 @@ class Reweight(Edit):
     def prompts(self) -> tuple[Prompt | None, Prompt | None]:
         return None, self.prompt
 
+    def settled(self, traits: Traits) -> Self:
+        if traits.joint and bool((self.scales < 0).any()):
+            raise ValueError(
+                "a factor of Reweight is below 0, which the attention of this model cannot have; "
+                "use 0 or more"
+            )
+        return self
+
     def steps(self, source: Source) -> range:
         return source.window(self.start, self.end)
 

@@ -140,11 +140,14 @@ class Kept:
         device = next(iter(found.values())).device
         if not self._tensors:
             self._room = comfy.model_management.get_free_memory(device) / 4
-        self._bytes += sum(one.numel() * one.element_size() for one in found.values())
+        before = self._tensors.get(key, {})
+        self._bytes += _size(found) - _size(
+            {part: before[part] for part in found if part in before}
+        )
         self.most = max(self.most, self._bytes)
         where = device if self._bytes <= self._room else torch.device("cpu")
         there = {part: one.to(where, copy=True) for part, one in found.items()}
-        self._tensors[key] = self._tensors.get(key, {}) | there
+        self._tensors[key] = before | there
 
     def get(self, key: Any, device: torch.device) -> dict[str, Tensor] | None:
         """What is kept under a key, on the device; None is nothing."""
@@ -336,12 +339,27 @@ class AttentionControl:
         for injection in injections:
             for part in call.target if injection.beside else ():
                 theirs = _first(changed, part) if injection.first else taken
-                out[part] = _beside(changed, part, theirs)
+                out[part] = self._beside(changed, part, theirs)
         out = self.outputs(layer, changed, injections, out)
         weight = min(injection.weight for injection in injections)
         if weight < 1:
             out = torch.lerp(call.whole(call.q, call.k, call.v), out, weight)
         return out, changed
+
+    def _beside(self, call: Call, part: slice, theirs: dict[str, Tensor]) -> Tensor:
+        """The output of some rows that attend to the source's picture as well as to their own."""
+        k, v = (
+            torch.cat([x[part], theirs[name]], dim=-2)
+            for name, x in ((KEYS, call.k), (VALUES, call.v))
+        )
+        mask = call.mask_of(part)
+        if mask is not None:
+            mask = F.pad(mask, (0, theirs[KEYS].shape[-2]), value=mask.dtype == torch.bool)
+        return self.attended(call, call.q[part], k, v, mask)
+
+    def attended(self, call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention of some of the target's rows, with what is added to their scores."""
+        return call.attend(q, k, v, mask)
 
     def outputs(
         self,
@@ -437,6 +455,11 @@ class AttentionControl:
         return F.pad(weights, (0, 0, before, tokens - before - len(weights)))
 
 
+def _size(tensors: dict[str, Tensor]) -> int:
+    """The bytes of some tensors."""
+    return sum(one.numel() * one.element_size() for one in tensors.values())
+
+
 def copied(values: Tensor, k: Tensor) -> Tensor:
     """Values for each token, or for the first copy of them, for all of a prompt's copies."""
     copies = k.shape[-2] // values.shape[-2]
@@ -485,17 +508,6 @@ def _put(
             own.copy_(adain(own, theirs[name]))
         elif name in injection.parts and not injection.beside:
             _replace(own, theirs[name], inside)
-
-
-def _beside(call: Call, part: slice, theirs: dict[str, Tensor]) -> Tensor:
-    """The output of some rows that attend to the source's picture as well as to their own."""
-    k, v = (
-        torch.cat([x[part], theirs[name]], dim=-2) for name, x in ((KEYS, call.k), (VALUES, call.v))
-    )
-    mask = call.mask_of(part)
-    if mask is not None:
-        mask = F.pad(mask, (0, theirs[KEYS].shape[-2]), value=mask.dtype == torch.bool)
-    return call.attend(call.q[part], k, v, mask)
 
 
 def _replace(x: Tensor, by: Tensor, inside: Tensor | None) -> None:

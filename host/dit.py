@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor, nn
 
-from ..attention.plan import Attention, Maps, Watch, coverage
+from ..attention.plan import Maps, Watch, coverage
 from ..core.families import Block
 from .attention import AttentionControl, Call, Layer, copied
 
@@ -170,23 +170,12 @@ class TransformerControl(AttentionControl):
         self._calls: dict[Any, int] = {}
         self._entered = self._reached = self._crossed = 0
         self._theirs: Callable[..., Tensor] | None = None
+        # HunyuanVideo 1.5, which has this, puts other texts before the prompt's.
+        typed = getattr(network, "cond_type_embedding", None) is not None
+        self._text_ends = family.text_ends or typed
         # Whoever compiles has imported this already; it takes a second, and others do not need it.
         compiles = "torch._dynamo" in sys.modules
         self._override = torch.compiler.disable(self.override) if compiles else self.override
-
-    def begin(self, attention: Attention, *args: Any, **named: Any) -> None:
-        """As for all networks.
-
-        Raises:
-            ValueError: a word is to be weighted with less than nothing, which a sum of scores
-                cannot do; or as for all networks.
-        """
-        if self.family.joint and attention.scale is not None and bool((attention.scale < 0).any()):
-            raise ValueError(
-                "a factor of Reweight is below 0, which the attention of this model cannot have; "
-                "use 0 or more"
-            )
-        super().begin(attention, *args, **named)
 
     def enter(self, x: Tensor) -> None:
         self._shown, self._grid = x.shape, grid_of(self.network, x.shape[2:])
@@ -214,7 +203,8 @@ class TransformerControl(AttentionControl):
         options = create_model_options_clone(model_options)
         transformer = options.setdefault("transformer_options", {})
         before = transformer.get(OVERRIDE)
-        self._theirs = None if before is self._override else before
+        if before is not self._override:
+            self._theirs = before
         transformer[OVERRIDE] = self._override
         if self.family.marked:
             replaced = transformer.setdefault("patches_replace", {})
@@ -328,7 +318,7 @@ class TransformerControl(AttentionControl):
             size=self._grid,
             place=place,
             text=text,
-            text_ends=self.family.text_ends,
+            text_ends=self._text_ends,
             mask=mask,
         )
         injections = self.injections(layer[:2], self._grid)
@@ -374,6 +364,11 @@ class TransformerControl(AttentionControl):
             return self._biased(q, k, values, call, slice(None), rows, mask)
 
         return maps
+
+    def attended(self, call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if call.text is None or not self._biases:
+            return call.attend(q, k, v, mask)
+        return self._biased(q, k, v, call, call.place, [slice(0, len(q))], mask)
 
     def _biased(
         self,

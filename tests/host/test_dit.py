@@ -250,7 +250,6 @@ def test_flux_2_has_its_padding_before_the_prompt():
     assert (call.text, call.start) == (slice(0, 512), 512 - 80)
 
 
-@pytest.mark.xfail(strict=True, reason="HunyuanVideo 1.5 has ByT5's text before the prompt's")
 def test_hunyuan_video_15_has_the_text_of_byt5_before_the_prompt():
     name = "hunyuan_video_15"
     ((embedding, options),) = tiny_models.prompt(name, 1, 20)

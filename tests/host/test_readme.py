@@ -12,7 +12,8 @@ HEAD = """\
 |---|---|---|---|---|
 | SD 1.x, SD 2.x, SDXL | self- and cross-attention | maps of words and shapes | yes | yes |
 """
-LAST = "| any other network, Nunchaku, TensorRT | not reached | clear error | clear error | clear error |\n"
+NONE = "clear error"
+LAST = f"| any other network, Nunchaku, TensorRT | not reached | {NONE} | {NONE} | {NONE} |\n"
 
 
 def table() -> str:

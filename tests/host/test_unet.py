@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_path.attention.align import Prompt
 from diffusion_path.attention.plan import Attention
+from diffusion_path.core.diffusion import Mixing
 from diffusion_path.core.edit import Step
 from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.edits.paint_with_words import PaintWithWords
@@ -80,8 +82,8 @@ def test_a_painted_phrase_has_its_scores_raised_as_in_the_paper(copies: int):
         fingerprint={},
     )
     source = Source(path, lambda percent: sigma * (1 - percent))
-    nobody: Any = None
-    step = Step(source=source, denoiser=nobody, x=path.latents[0], sigma=sigma, sigma_next=0.1)
+    model: Any = SimpleNamespace(mixing=Mixing())
+    step = Step(source=source, denoiser=model, x=path.latents[0], sigma=sigma, sigma_next=0.1)
     edit = edit.prepare(source, torch.device("cpu"), torch.float32)
     q, k, v = rows(H * W, 0), rows(T, 1).repeat(1, copies, 1), rows(T, 2).repeat(1, copies, 1)
 

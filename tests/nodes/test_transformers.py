@@ -34,13 +34,6 @@ UNREACHED = ("ernie_image", "pixart", "hunyuan_dit", "auraflow", "omnigen2")
 each_family = pytest.mark.parametrize("name", FAMILIES)
 each_joint = pytest.mark.parametrize("name", JOINT)
 
-LATE_REFUSAL = pytest.mark.xfail(
-    strict=True, reason="the factors are only looked at when their window opens"
-)
-FORGETS_FACTORS = pytest.mark.xfail(
-    strict=True, reason="`_beside` attends without what is added to the scores"
-)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def models(comfy: Path) -> Iterator[None]:
@@ -463,7 +456,7 @@ def test_guidance_that_is_an_input_of_the_network_needs_no_negatives_prediction(
     assert error(guided(7.0, case.edits(P2P)), injected) > 1e-5
 
 
-@pytest.mark.parametrize("name", [pytest.param("flux_dev", marks=FORGETS_FACTORS), "sd15", "wan"])
+@pytest.mark.parametrize("name", ["flux_dev", "sd15", "wan"])
 def test_reweight_acts_beside_the_sources_keys_and_values_too(name: str):
     """StyleAligned lets the target attend to both pictures, in every block."""
     case = made(name)
@@ -694,7 +687,7 @@ def test_a_batch_is_recorded_with_the_attention_of_its_first_picture(name: str, 
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [*((name, 0.0) for name in JOINT), pytest.param("flux_dev", 0.5, marks=LATE_REFUSAL)],
+    [*((name, 0.0) for name in JOINT), ("flux_dev", 0.5)],
 )
 def test_a_factor_below_0_is_refused_where_text_and_picture_share_an_attention(
     name: str, start: float
