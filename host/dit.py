@@ -158,7 +158,11 @@ class Marked:
 
 
 class TransformerControl(AttentionControl):
-    """What changes a transformer's attention in one run."""
+    """What changes a transformer's attention in one run.
+
+    Attributes:
+        text_ends: whether the prompt's tokens are the last of the text.
+    """
 
     def __init__(self, network: nn.Module, family: Family) -> None:
         """Find the blocks."""
@@ -172,7 +176,7 @@ class TransformerControl(AttentionControl):
         self._theirs: Callable[..., Tensor] | None = None
         # HunyuanVideo 1.5, which has this, puts other texts before the prompt's.
         typed = getattr(network, "cond_type_embedding", None) is not None
-        self._text_ends = family.text_ends or typed
+        self.text_ends = family.text_ends or typed
         # Whoever compiles has imported this already; it takes a second, and others do not need it.
         compiles = "torch._dynamo" in sys.modules
         self._override = torch.compiler.disable(self.override) if compiles else self.override
@@ -318,7 +322,7 @@ class TransformerControl(AttentionControl):
             size=self._grid,
             place=place,
             text=text,
-            text_ends=self._text_ends,
+            text_ends=self.text_ends,
             mask=mask,
         )
         injections = self.injections(layer[:2], self._grid)

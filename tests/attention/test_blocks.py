@@ -128,7 +128,7 @@ def test_a_text_is_checked_without_a_network(text: str):
 
 
 @pytest.mark.parametrize(
-    "part", ["1-2-3", "-1", "1.5", "double x", "%", "50 %", "double 1 2", "1;2"]
+    "part", ["1-2-3", "-1", "1.5", "double x", "%", "50 %", "double 1 2", "1;2", "30-20", "40%-25%"]
 )
 def test_what_is_no_number_is_refused_with_or_without_a_network(part: str):
     for text in (part, f"all, {part}"):
@@ -140,7 +140,7 @@ def test_what_is_no_number_is_refused_with_or_without_a_network(part: str):
             )
 
 
-@pytest.mark.parametrize("part", ["57", "single 38", "output 3", "block", "30-20", "singles"])
+@pytest.mark.parametrize("part", ["57", "single 38", "output 3", "block", "singles"])
 def test_what_names_no_block_of_the_network_is_refused_with_those_there_are(part: str):
     check_blocks(part)
     with pytest.raises(ValueError) as refusal:

@@ -76,7 +76,7 @@ class Watching:
         nobody: Any = None
         whose = {"target": [], "source": None, "size": (), "place": place}
         how = {"whole": nobody, "attend": nobody, "heads": 1, "text": text}
-        call = Call(q=q, k=k, v=v, text_ends=control.family.text_ends, **whose, **how)
+        call = Call(q=q, k=k, v=v, text_ends=control.text_ends, **whose, **how)
         start = call.text_start(self.tokens)
         self.calls.append(Seen(layer, kind, k.clone(), place, text, start))
         return attention(q, k, v, *args, **named)
