@@ -26,8 +26,9 @@ from ..core.path import Source
 Window = tuple[float, float]
 """A part of the model's schedule from and to a fraction, 0 is its noisy end."""
 
-JOINT = 0.2
-"""For how much of the walk a joint attention's queries and keys are injected: the paper's."""
+JOINT, AFTER = 0.2, 0.05
+"""Up to where a joint attention's queries and keys are injected, the paper's; and how much further
+than where the walk begins, if that is later (chosen on the tune split, with FlowEdit)."""
 
 JOINT_BLOCKS = {"Flux schnell": "0-37"}
 """In which blocks, by the family; all in others. The paper's, for models of few steps."""
@@ -47,7 +48,7 @@ class PromptToPrompt(Edit):
         weight_curve: how much of what is injected is the source's, over the schedule; the rest is
             the target's own. None is all.
         joint_replace: up to where a joint attention's queries and keys are injected; None takes
-            the paper's part of the walk.
+            `JOINT`, or `AFTER` more than where the walk begins.
         joint_blocks: in which blocks, as `attention.blocks.chosen` reads them; "" takes the
             family's.
         joint: those blocks, if the model's attention is joint; None if it is not.
@@ -90,7 +91,7 @@ class PromptToPrompt(Edit):
             return self
         end = self.joint_replace
         if end is None:
-            end = traits.begins + JOINT * (1 - traits.begins)
+            end = max(JOINT, traits.begins + AFTER)
         blocks = self.joint_blocks or JOINT_BLOCKS.get(traits.family, "")
         return replace(self, joint_replace=end, joint=chosen(blocks, traits.blocks))
 

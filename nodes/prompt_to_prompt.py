@@ -142,7 +142,7 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="For models whose text and picture share one attention (Flux, SD3, "
                     "Qwen-Image, Z-Image), in place of the inputs above: for how much of the "
                     "sampling the source's attention is used, 0 to 1. Higher keeps more of the "
-                    "layout and shapes. -1 = a fifth of the sampling.",
+                    "layout and shapes. -1 = up to 0.2, or just after FlowEdit begins.",
                     optional=True,
                 ),
                 io.String.Input(
@@ -173,9 +173,7 @@ class PromptToPrompt(io.ComfyNode):
         joint_blocks="",
     ) -> None:
         if AUTO < joint_replace < 0:
-            raise ValueError(
-                f'"keep both until" is {joint_replace:g}; use 0 to 1, or -1 for a fifth'
-            )
+            raise ValueError(f'"keep both until" is {joint_replace:g}; use 0 to 1, or -1')
         check_blocks(joint_blocks)
         if cross_replace:
             check_window(cross_start, cross_replace, ('"keep layout from"', '"keep layout until"'))
