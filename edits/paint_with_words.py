@@ -73,7 +73,7 @@ class PaintWithWords(Edit):
 
     def patch(self, step: Step, patch: Attention | None) -> Attention:
         assert self.painted is not None
-        level = noise_level(step.sigma, step.denoiser.mixing.flow)
+        level = noise_level(step.sigma, step.source.path.fingerprint.get("flow", False))
         attention, strength = of(patch), self.strength * math.log(1 + level)
         added = (*attention.painted, (self.painted, strength))
         return replace(attention, target=self.prompt, painted=added)

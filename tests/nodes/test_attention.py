@@ -674,14 +674,13 @@ def test_every_family_with_cross_attention_is_edited_and_left_as_it_was(comfy: P
     assert state(family.model) == before
 
 
-def test_a_transformer_is_refused(comfy: Path):
-    sd3 = family_of("sd3")
-    inputs = {"model": sd3.model, "path": sd3.path}
-    prompts = {"positive": sd3.target, "negative": sd3.negative}
-    said = ("Prompt-to-Prompt changes cross-attention, and SD3 has none", "use MDP Epsilon")
-    refused("Sampler", *said, edits=sd3.edits(), **inputs, **prompts)
-    said = ("the maps are of cross-attention, and SD3 has none", "use an SD 1.x")
-    refused("AttentionMaps", *said, prompts=sd3.pair, vae=None, **inputs)
+def test_maps_of_a_model_whose_attention_is_not_known_are_refused(comfy: Path):
+    model, source = tiny_models.ernie_image(), tiny_models.prompt("ernie_image")
+    latent = tiny_models.picture("ernie_image")
+    given = {"model": model, "positive": source, "latent_image": latent, "steps": STEPS}
+    path = results("StraightPath", **given)[0]
+    said = ("the maps are of attention, and that of ErnieImageModel is not known", "use one of")
+    refused("AttentionMaps", *said, model=model, path=path, prompts=None, vae=None)
 
 
 def test_prompts_of_another_family_are_refused(comfy: Path, tiny: Family):
