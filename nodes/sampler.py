@@ -328,7 +328,8 @@ class Sampler(io.ComfyNode):
         )
         told, figures = report(path, edited, guider, eta)
         for edit in guider.edits:
-            show(edit.told_at, edit.note)
+            if edit.note:  # an empty one would wipe out what the node has said itself
+                show(edit.told_at, edit.note)
         told += f", cfg {guider.cfg:g} (auto)" * (cfg == AUTO)
         return io.NodeOutput(
             on_wire(edited.clean),
