@@ -101,11 +101,14 @@ class Call(Rows):
         """What of queries, keys or values is the picture's; a view."""
         return x[..., self.place, :]
 
-    def text_start(self, tokens: int) -> int:
-        """Where a prompt of so many tokens begins among the keys."""
+    def over_keys(self, weights: Tensor) -> Tensor:
+        """A prompt's weights (tokens, n), spread over all keys (keys, n), 0 at those of a picture;
+        a prompt's copies have the same."""
+        keys, tokens = self.k.shape[-2], len(weights)
         if self.text is None:
-            return 0
-        return self.text.stop - tokens if self.text_ends else self.text.start
+            return weights.repeat(keys // tokens, 1)
+        before = self.text.stop - tokens if self.text_ends else self.text.start
+        return F.pad(weights, (0, 0, before, keys - before - tokens))
 
     def mask_of(self, part: slice) -> Tensor | None:
         """The mask of some rows."""
@@ -434,7 +437,9 @@ class AttentionControl:
                 continue
             tokens = call.k.shape[-2]
             if (watch, tokens) not in self._weights:
-                self._weights[watch, tokens] = self._spread(watch, call).to(call.q)
+                # Where the text's tokens are not the only ones, all of them stand behind.
+                weights = F.pad(watch.weights, (0, int(call.text is not None)), value=1.0)
+                self._weights[watch, tokens] = call.over_keys(weights).to(call.q)
             found = _products(maps, self._weights[watch, tokens], call, part)
             if call.text is not None:
                 *words, text = found.unbind(dim=-1)
@@ -442,17 +447,6 @@ class AttentionControl:
             places = math.prod(call.size)
             found = found[:, :places].movedim(-1, 1).unflatten(-1, call.size)
             self._seen.setdefault(watch, []).append(found)
-
-    @staticmethod
-    def _spread(watch: Watch, call: Call) -> Tensor:
-        """The weights (tokens, n) of a watch over the keys of a call, all text tokens' behind them
-        where they are not the only ones."""
-        tokens, weights = call.k.shape[-2], watch.weights
-        if call.text is None:
-            return weights.repeat(tokens // len(weights), 1)
-        weights = F.pad(weights, (0, 1), value=1.0)
-        before = call.text_start(len(weights))
-        return F.pad(weights, (0, 0, before, tokens - before - len(weights)))
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

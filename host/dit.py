@@ -166,8 +166,8 @@ class TransformerControl(AttentionControl):
 
     def __init__(self, network: nn.Module, family: Family) -> None:
         """Find the blocks."""
-        super().__init__(network, [(*block, 0) for block in blocks_of(network)])
         self.family, self.blocks = family, blocks_of(network)
+        super().__init__(network, [(*block, 0) for block in self.blocks])
         self._maps = maps_of(network)
         self._shown: Sequence[int] = ()
         self._grid: tuple[int, ...] = ()
@@ -410,29 +410,22 @@ class TransformerControl(AttentionControl):
 
     def _added(self, q: Tensor, k: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """What is added to the scores, as products: for each place (B, heads or 1, places, rank)
-        and for each token (1, 1, tokens, rank)."""
-        attention, places, tokens = self.attention, q.shape[-2], k.shape[-2]
+        and for each key (1, 1, keys, rank)."""
+        attention, places = self.attention, q.shape[-2]
         of_places, of_tokens = [], []
         if attention.scale is not None and call.text is not None:
             of_places.append(q.new_ones(len(q), 1, places))
-            of_tokens.append(
-                self._spread_tokens(attention.scale.log().clamp(min=MAX), tokens, call)
-            )
+            of_tokens.append(attention.scale.log().clamp(min=MAX))
         if attention.painted:
             peak = _row_peaks(q, k)
             for phrase, strength in attention.painted:
                 covered = coverage(phrase.mask, call.size).to(peak)
                 covered = F.pad(covered, (0, places - covered.shape[1]))[:, None]
                 of_places.append(strength * peak * covered)
-                of_tokens.append(self._spread_tokens(phrase.tokens, tokens, call))
+                of_tokens.append(phrase.tokens)
         ranks = [one.expand(len(q), q.shape[1], places) for one in of_places]
-        return torch.stack(ranks, dim=-1), torch.stack(of_tokens, dim=-1)[None, None]
-
-    @staticmethod
-    def _spread_tokens(weights: Tensor, tokens: int, call: Call) -> Tensor:
-        """A number for each of a prompt's tokens as one for each key (tokens,)."""
-        before = call.text_start(len(weights))
-        return F.pad(weights.float(), (before, tokens - before - len(weights)))
+        of_keys = call.over_keys(torch.stack([one.float() for one in of_tokens], dim=-1))
+        return torch.stack(ranks, dim=-1), of_keys[None, None]
 
 
 def _by_heads(x: Tensor, heads: int) -> Tensor:
