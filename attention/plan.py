@@ -11,7 +11,7 @@ values that are 1 at a word's tokens, `M' v` is the map of that word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from .align import Prompt
 
 __all__ = [
     "Attention",
+    "Bottleneck",
     "Injection",
     "Maps",
     "Painted",
@@ -168,6 +169,39 @@ class Injection:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Bottleneck:
+    """What becomes of h, the output of a UNet's middle block (B, C, height, width).
+
+    `h' = h + scale * (towards - base) + added`; the names are those that queries before it, of the
+    same step, have kept their own h under.
+
+    Attributes:
+        kept: the name to keep h under, before any change; `Answers.seen` has it too. None is not
+            to.
+        towards, base: names; a base of None is h itself, and nothing is towards if that is None.
+        scale: of the difference.
+        added: what is added beside it (1 or B, C, height, width); None is nothing.
+    """
+
+    kept: object | None = None
+    towards: object | None = None
+    base: object | None = None
+    scale: float = 1.0
+    added: Tensor | None = None
+
+    def changed(self, h: Tensor, kept: Mapping[object, Tensor]) -> Tensor:
+        """h', given what is kept by name.
+
+        Raises:
+            KeyError: with the name of what is not kept.
+        """
+        if self.towards is not None:
+            base = h if self.base is None else kept[self.base]
+            h = h + self.scale * (kept[self.towards] - base)
+        return h if self.added is None else h + self.added.to(h)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Attention:
     """What one step changes; the default changes nothing. S and T are source and target tokens.
 
@@ -182,6 +216,7 @@ class Attention:
         painted: phrases that are told their places, and how hard: what is added to the scores
             there, in parts of each head's largest score.
         watched: what to look at.
+        bottleneck: what becomes of the output of a UNet's middle block; None is nothing.
     """
 
     source: Prompt | None = None
@@ -194,6 +229,7 @@ class Attention:
     injections: tuple[Injection, ...] = ()
     painted: tuple[tuple[Painted, float], ...] = ()
     watched: tuple[Watch, ...] = ()
+    bottleneck: Bottleneck | None = None
 
     @property
     def injects(self) -> bool:
@@ -214,7 +250,8 @@ class Attention:
     @property
     def has_places(self) -> bool:
         """Whether it is for places of the picture, and not for all of them alike."""
-        return self.injects or bool(self.injections or self.painted or self.watched)
+        listed = self.injections or self.painted or self.watched
+        return self.injects or bool(listed) or self.bottleneck is not None
 
     @property
     def features(self) -> bool:
@@ -222,7 +259,9 @@ class Attention:
         return any(FEATURES in injection.parts for injection in self.injections)
 
     def __bool__(self) -> bool:
-        return self.needs_source or self.changes_cross or bool(self.injections or self.watched)
+        listed = self.injections or self.watched
+        changed = self.changes_cross or self.bottleneck is not None
+        return self.needs_source or changed or bool(listed)
 
 
 def of(patch: Attention | None) -> Attention:

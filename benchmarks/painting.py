@@ -19,7 +19,7 @@ from ..demo.world import SIZE, Scene, Split, caption, random_scene
 from .batch import MODELS, Demo, node, stock, to_uint8
 from .edits import RESULTS
 
-LAYOUTS, SEED = 100, 2026
+LAYOUTS, SEED = 50, 2026
 STEPS: dict[str, dict[str, Any]] = {
     "unet": {"steps": 20, "cfg": 7.5},
     "flow": {"steps": 28, "spacing": "simple", "cfg": 4.0},

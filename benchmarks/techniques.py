@@ -139,6 +139,11 @@ def mdp_in_mask(batch: Batch, mask: dict[str, Any] | None = None, **edit: Any) -
     return Edited(batch.sample(edits=edits), masks)
 
 
+def ilvr(batch: Batch, **edit: Any) -> Edited:
+    """ILVR, by its node."""
+    return Edited(batch.sample(edits=node("ILVR", **edit)))
+
+
 def prompt_to_prompt(
     batch: Batch,
     blend: dict[str, Any] | None = None,
@@ -260,6 +265,33 @@ def flow_edit(
     return Edited(batch.sample(edits=edits, **{"cfg": flow_cfg(batch)} | (sampler or {})), masks)
 
 
+def inpainting(batch: Batch, cfg: float = 7.5) -> Edited:
+    """ComfyUI's own inpainting, inside the true mask: a noise mask on the latent, and KSampler."""
+    demo = batch.demo
+    latent = stock(
+        "KSampler",
+        model=demo.model,
+        seed=0,
+        steps=demo.steps["steps"],
+        cfg=cfg,
+        sampler_name="euler",
+        scheduler="normal" if demo.kind == "unet" else demo.steps["spacing"],
+        positive=batch.target,
+        negative=batch.empty,
+        latent_image=stock("SetLatentNoiseMask", samples=batch.latent, mask=batch.truth),
+        denoise=1.0,
+    )
+    return Edited(batch.decode(latent), batch.truth)
+
+
+def in_true_mask(batch: Batch, resample: dict[str, Any] | None = None, **sampler: Any) -> Edited:
+    """The new prompt inside the true mask, and with settings of Resample by RePaint."""
+    edits = node("MaskBlend", mask=batch.truth)
+    if resample is not None:
+        edits = node("Resample", edits=edits, **resample)
+    return Edited(batch.sample(edits=edits, **sampler), batch.truth)
+
+
 def source_features(
     batch: Batch, path: Inversion = ddim, sampler: dict[str, Any] | None = None, **edit: Any
 ) -> Edited:
@@ -282,6 +314,16 @@ def kv_edit(batch: Batch, true_mask: bool = False) -> Edited:
     return Edited(batch.sample(edits=edits, cfg=flow_cfg(batch)), masks)
 
 
+def imagic(batch: Batch, strength: float = 0.6, **fit: Any) -> Edited:
+    """Imagic's embeddings (arXiv 2210.09276) in place of the two prompts of FlowEdit."""
+    ways = {"steps": 150, "learning_rate": 5e-3, "strength": strength} | fit
+    given = {"model": batch.demo.model, "positive": batch.target, "latent_image": batch.latent}
+    positive, source, _ = node("OptimizePrompt", **given | ways)
+    path = straight(batch, positive=source)
+    latent, _ = batch.walk(path, positive=positive, cfg=flow_cfg(batch), edits=node("FlowEdit"))
+    return Edited(batch.decode(latent))
+
+
 def flow_align(batch: Batch, omega: float = 2.0, anchor: float = 0.01, **edit: Any) -> Edited:
     """FlowAlign (arXiv 2505.23145): the source's prompt is the negative, and each step is pulled
     to the source."""
@@ -294,6 +336,13 @@ def edit_friendly(
 ) -> Edited:
     """Edit-friendly DDPM inversion (arXiv 2304.06140): the source's noise, the new prompt."""
     return plain(batch.inverted(path), cfg=cfg, start=start, eta=1.0)
+
+
+def h_space(batch: Batch, **edit: Any) -> Edited:
+    """Asyrp's step (arXiv 2210.10960) with the difference of the two prompts, along the inverted
+    path under the source's own prompt."""
+    edits = node("HSpace", towards=batch.target, **edit)
+    return Edited(batch.sample(edits=edits, positive=batch.source, cfg=1.0))
 
 
 def ledits(batch: Batch) -> Any:
@@ -365,6 +414,7 @@ ROWS: Sequence[Row] = (
     Row("MDP-c", partial(mdp, kind="MDPCondition")),
     Row("MDP-x", partial(mdp, kind="MDPLatent")),
     Row("MDP-β", partial(mdp, kind="MDPGuidance")),
+    Row("ILVR, coarse size 2", partial(ilvr, factor=2)),
     Row("DiffEdit", diffedit),
     Row("DiffEdit, tuned: threshold 0.3, start 0", partial(diffedit, threshold=0.3, start=0.0)),
     Row("FastDiffEdit", partial(diffedit, **FAST)),
@@ -377,9 +427,12 @@ ROWS: Sequence[Row] = (
     Row("FlowEdit", flow_edit),
     Row("FlowEdit in DiffEdit's mask", partial(flow_edit, mask={})),
     Row("FlowEdit on the inverted path", partial(flow_edit, path=ddim)),
+    Row("FlowEdit under Imagic's embeddings", imagic),
     Row("FlowAlign", flow_align),
     Row("edit-friendly DDPM inversion", edit_friendly),
     Row("Concept (LEDITS++)", concepts),
+    Row("h-space, Asyrp's step", h_space, UNET),
+    Row("h-space, whole step, scale 2.5", partial(h_space, scale=2.5, shifted="whole step"), UNET),
     Row("Uni-Edit, alpha 0.6", uni_edit),
     Row("Uni-Edit, alpha 0.8", partial(uni_edit, alpha=0.8)),
     Row("Uni-Edit, alpha 0.6, 15 steps", partial(uni_edit, steps=15)),
@@ -409,6 +462,15 @@ ROWS: Sequence[Row] = (
     Row("FlowEdit with Keep Background in DiffEdit's mask", kv_edit),
     Row("FlowEdit with Keep Background in the true mask", partial(kv_edit, true_mask=True)),
     Row("FlowEdit with Mask Blend in the true mask", partial(flow_edit, true_mask=True)),
+    Row("inpainting (Set Latent Noise Mask) in the true mask", inpainting),
+    Row("inpainting in the true mask, guidance 1", partial(inpainting, cfg=1.0)),
+    Row("Mask Blend in the true mask", in_true_mask),
+    Row("Mask Blend in the true mask, guidance 1", partial(in_true_mask, cfg=1.0)),
+    Row("Resample (RePaint) in the true mask", partial(in_true_mask, resample={})),
+    Row(
+        "Resample (RePaint) in the true mask, guidance 1",
+        partial(in_true_mask, resample={}, cfg=1.0),
+    ),
     Row(
         "prompt-to-prompt, PIE-Bench's settings: refine, 0.4, 0.6, new words twice",
         partial(prompt_to_prompt, mode="refine", cross_replace=0.4, self_replace=0.6, reweight=2.0),

@@ -65,6 +65,22 @@ class Mixing:
             return x
         return x * ((new_sigma**2 + self.sigma_data**2) / (sigma**2 + self.sigma_data**2)) ** 0.5
 
+    def noisier(self, sigma: float, new_sigma: float) -> tuple[float, float]:
+        """a, b of `x' = a x + b noise`, the latent at a higher level; for noise of variance 1."""
+        kept = self.signal(new_sigma) / self.signal(sigma)
+        return kept, self.noise_scale * (new_sigma**2 - (kept * sigma) ** 2) ** 0.5
+
+
+HIGHEST = 14.6
+"""The highest noise level of Stable Diffusion 1.x."""
+
+
+def noise_level(sigma: float, flow: bool) -> float:
+    """The noise of a level in parts of the signal, as it is said of models that are no flows."""
+    if not flow:
+        return sigma
+    return min(sigma / max(1 - sigma, 1e-6), HIGHEST)
+
 
 def derivative(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
     """dx/dsigma = (x - D) / sigma: the predicted noise of EPS and V models, a flow's velocity."""

@@ -20,6 +20,10 @@ WeightCurve = Callable[[float], float]
 """A factor, 0 to 1, for an edit's weight at each fraction of the model's schedule, 0 is its noisy
 end."""
 
+Transition = tuple[float, float]
+"""The noise levels that one step goes from and to. A higher one to go to is a jump back: noise is
+added, and nothing is predicted."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
@@ -158,6 +162,11 @@ class Edit:
         return ()
 
     @property
+    def models(self) -> Sequence[Any]:
+        """What of the host's has to be loaded beside the model."""
+        return ()
+
+    @property
     def note(self) -> str:
         """What the settled edit does, where that depends on the model; else empty."""
         return ""
@@ -177,6 +186,16 @@ class Edit:
     def steps(self, source: Source) -> range:
         """The steps of the path that this edit touches."""
         return range(len(source.levels) - 1)
+
+    def transitions(
+        self, source: Source, transitions: Sequence[Transition]
+    ) -> Sequence[Transition]:
+        """The steps to take in place of these, asked once per walk.
+
+        Raises:
+            ValueError: in one sentence, these are not steps that it can work with.
+        """
+        return transitions
 
     def prepare(self, source: Source, device: torch.device, dtype: torch.dtype) -> Self:
         """The edit with what it needs on the device, made once per walk.

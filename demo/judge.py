@@ -87,17 +87,17 @@ def train_judge(autoencoder: AutoencoderKL, more: int = 0) -> Judge:
     A judge has to know every combination, those included that the denoiser never sees: otherwise it
     takes them for likelier ones (it did, for one held-out render in eleven).
     """
-    seen_scenes = _all_splits((5,), _ROUND_TRIPS)
-    seen = _round_trips(autoencoder.to(DEVICE), data.pictures(seen_scenes))
+    seen_scenes = all_splits((5,), _ROUND_TRIPS)
+    seen = round_trips(autoencoder.to(DEVICE), data.pictures(seen_scenes))
 
     def loss(judge: Judge, step: int) -> Tensor:
         rng = np.random.default_rng((data.SEED, 6, step))
-        scenes = _all_splits((7, step), _BATCH // 2 - _EMPTY)
+        scenes = all_splits((7, step), _BATCH // 2 - _EMPTY)
         scenes += [Scene((), str(background)) for background in rng.choice(BACKGROUNDS, _EMPTY)]
         chosen = rng.choice(_ROUND_TRIPS, _BATCH // 2, replace=False)
         images = torch.cat([data.pictures(scenes), seen[chosen]])
         targets = torch.tensor([_answers(s) for s in scenes + [seen_scenes[i] for i in chosen]])
-        logits = judge(_spoil(images, rng).to(DEVICE))
+        logits = judge(spoil(images, rng).to(DEVICE))
         pairs = zip(logits, targets.to(DEVICE).unbind(1), strict=True)
         return torch.stack([F.cross_entropy(x.float(), y) for x, y in pairs]).sum()
 
@@ -107,7 +107,7 @@ def train_judge(autoencoder: AutoencoderKL, more: int = 0) -> Judge:
     return judge
 
 
-def _all_splits(seed: tuple[int, ...], count: int) -> list[Scene]:
+def all_splits(seed: tuple[int, ...], count: int) -> list[Scene]:
     """As many scenes of every split."""
     each = [data.scenes((*seed, i), split, -(-count // 3)) for i, split in enumerate(SPLITS)]
     return [scene for scenes in zip(*each, strict=True) for scene in scenes][:count]
@@ -121,7 +121,7 @@ def _answers(scene: Scene) -> list[int]:
 
 
 @torch.no_grad()
-def _round_trips(autoencoder: AutoencoderKL, images: Tensor) -> Tensor:
+def round_trips(autoencoder: AutoencoderKL, images: Tensor) -> Tensor:
     """Pictures decoded from their slightly noisy latents, as a denoiser would leave them."""
     torch.manual_seed(data.SEED)
     decoded = []
@@ -133,7 +133,7 @@ def _round_trips(autoencoder: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat(decoded)
 
 
-def _spoil(images: Tensor, rng: np.random.Generator) -> Tensor:
+def spoil(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Fade, blur and add noise, each picture by its own random amounts."""
     contrast, blur, grain = torch.from_numpy(rng.random((3, len(images), 1, 1, 1))).float()
     mean = images.mean((2, 3), keepdim=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_model
+import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_detection
 import comfy.model_management
@@ -91,8 +92,9 @@ def load_clip(disable_dynamic: bool = False, kind: str = "unet") -> comfy.sd.CLI
         comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
     )
     weights = _weights("text_encoder")
-    width = _config("text_encoder")["hidden_size"]
-    weights["text_projection.weight"] = torch.eye(width)  # ComfyUI has it, but SD1 does not use it
+    # The models do not use it; CLIP's space of texts and pictures lies behind it.
+    projection = _file(MODEL / "image_encoder" / "text_projection")
+    weights["text_projection.weight"] = projection["weight"].float()
     clip = comfy.sd.CLIP(
         target,
         tokenizer_data={"clip_l_tokenizer_class": DemoTokenizer},
@@ -129,6 +131,17 @@ def load_vae() -> comfy.sd.VAE:
         if isinstance(module, nn.GroupNorm):  # ComfyUI always makes 32 groups
             module.num_groups = config["norm_num_groups"]
     return vae
+
+
+def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    """CLIP_VISION: sees pictures in the space of the text encoder's projected texts."""
+    config = _config("image_encoder")
+    seen_as = [0.5] * 3
+    vision = comfy.clip_vision.ClipVisionModel(
+        {**config, "image_mean": seen_as, "image_std": seen_as}
+    )
+    vision.load_sd(_file(MODEL / "image_encoder" / "model"))
+    return vision
 
 
 class DemoLatentFormat(comfy.latent_formats.SD15):
@@ -273,5 +286,8 @@ def _config(part: str) -> dict[str, Any]:
 
 def _weights(part: str) -> Weights:
     """The weights of a part of the model, by their names in diffusers or transformers."""
-    file = next(Path(MODEL / part).glob("*.safetensors"))
-    return comfy.utils.load_torch_file(str(file), safe_load=True)
+    return _file(next(Path(MODEL / part).glob("*.safetensors")))
+
+
+def _file(path: Path) -> Weights:
+    return comfy.utils.load_torch_file(str(path.with_suffix(".safetensors")), safe_load=True)

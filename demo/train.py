@@ -1,9 +1,9 @@
 """Train the demo model: `python -m demo.train`, from the root of the repository.
 
-Five stages run in order: the autoencoder, the judge, the denoiser with its text encoder, their
-export to `demo/model`, and the flow model, which reads the same text encoder. Name some to run only
-those. A run that was stopped continues where it was: its state is in `.demo-work/`. To train a
-finished stage further, or the published weights:
+Six stages run in order: the autoencoder, the judge, the denoiser with its text encoder, their
+export to `demo/model`, and the flow model and the CLIP, which read the same text encoder. Name
+some to run only those. A run that was stopped continues where it was: its state is in
+`.demo-work/`. To train a finished stage further, or the published weights:
 
     python -m demo.train denoiser export --more 5000
 
@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 
 from .autoencoder import load_autoencoder, train_autoencoder
+from .clip import export_clip, train_clip
 from .denoiser import train_denoiser, trained_so_far
 from .export import export_denoiser, export_flow
 from .flow import train_flow
 from .flow import trained_so_far as trained_flow
 from .judge import train_judge
 
-STAGES = ("autoencoder", "judge", "denoiser", "export", "flow")
+STAGES = ("autoencoder", "judge", "denoiser", "export", "flow", "clip")
 
 
 def main() -> None:
@@ -48,6 +49,8 @@ def main() -> None:
     if "flow" in stages:
         train_flow(load_autoencoder(), more)
         export_flow(trained_flow())
+    if "clip" in stages:
+        export_clip(train_clip(load_autoencoder(), more))
 
 
 if __name__ == "__main__":

@@ -16,20 +16,10 @@ from typing_extensions import Self
 
 from ..attention.align import Prompt
 from ..attention.plan import Attention, Painted, marks, of
+from ..core.diffusion import noise_level
 from ..core.edit import Edit, Need, Step
 from ..core.masks import latent_masks
 from ..core.path import Source
-
-HIGHEST = 14.6
-"""The highest noise level of Stable Diffusion 1.x."""
-
-
-def noise_level(sigma: float, flow: bool) -> float:
-    """The noise of a level in parts of the signal, as it is said of models that are no flows."""
-    if not flow:
-        return sigma
-    return min(sigma / max(1 - sigma, 1e-6), HIGHEST)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaintWithWords(Edit):

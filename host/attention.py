@@ -187,6 +187,7 @@ class AttentionControl:
         self._looking = False
         self._kept = Kept()
         self._seen: dict[Watch, list[Tensor]] = {}
+        self._bottlenecks: dict[object, Tensor] = {}
 
     @property
     def kept(self) -> int:
@@ -221,6 +222,8 @@ class AttentionControl:
         if not goes_on:
             self.forget()
         self._seen, self._looking = {}, True
+        if attention.bottleneck is not None:  # what an earlier step has kept is no more true
+            self._bottlenecks.pop(attention.bottleneck.kept, None)
         for watch in attention.watched:
             self.check(watch)
 
@@ -234,8 +237,12 @@ class AttentionControl:
 
     @property
     def seen(self) -> Seen:
-        """What was watched: the mean over the layers."""
-        return {watch: torch.stack(maps).mean(dim=0) for watch, maps in self._seen.items()}
+        """What was watched: the mean over the layers; and the output of a UNet's middle block."""
+        kept = self.attention.bottleneck and self.attention.bottleneck.kept
+        found: dict[Any, Tensor] = {
+            name: h for name, h in self._bottlenecks.items() if name is kept
+        }
+        return found | {watch: torch.stack(maps).mean(dim=0) for watch, maps in self._seen.items()}
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """The options with the changes in them; those given stay as they are."""

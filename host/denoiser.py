@@ -27,6 +27,7 @@ from ..core.denoiser import Answers, Query
 from . import conditions
 from .attention import AttentionControl, Chunk
 from .conditions import Conds
+from .experts import experts_of
 from .gradients import (
     checkpointed,
     norms_keep_copies,
@@ -118,6 +119,7 @@ class ComfyDenoiser:
         self.guider, self.model = guider, guider.inner_model
         self.patcher = guider.model_patcher
         self.options, self.seed, self.shape = model_options, seed, shape
+        self.experts, self._run_options = experts_of(self.patcher), model_options
         self.device = self.patcher.load_device
         self.dtype = self.model.get_dtype_inference()
         self.mixing = mixing_of(self.patcher)
@@ -142,6 +144,7 @@ class ComfyDenoiser:
         """The denoiser inside one call of the guider, with what its wrappers have passed on."""
         inner = copy.copy(self)
         inner._given, inner.options, inner.seed = (sigma, timestep), model_options, seed
+        inner.model = self.guider.inner_model  # of several, that whose turn it is
         return inner
 
     @property
@@ -158,11 +161,12 @@ class ComfyDenoiser:
         return self.model.process_latent_out(latent).to("cpu", torch.float32)
 
     def percent_to_sigma(self, percent: float) -> float:
-        return float(self.model.model_sampling.percent_to_sigma(percent))
+        return float(self.patcher.get_model_object("model_sampling").percent_to_sigma(percent))
 
     def predict(self, queries: Sequence[Query], sigma: float) -> Answers:
         """The plain estimates; ComfyUI is handed one condition and one uncondition at a time."""
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self._take_turn(sigma, queries[0].x)
         self._follow_keyframes(sigma)
         self.attention.forget()
         reaches = self._probes or any(query.patch is not None for query in queries)
@@ -283,6 +287,7 @@ class ComfyDenoiser:
         sigma: float,
     ) -> Tensor:
         """ComfyUI's own guidance, which gets these estimates instead of making its own."""
+        self._take_turn(sigma, query.x)
         options = dict(self._patched(query))
         theirs = options.get(CALC)
 
@@ -299,6 +304,13 @@ class ComfyDenoiser:
         return guidance(
             self.model, query.x, timestep, negative, query.condition, scale, options, self.seed
         )
+
+    def _take_turn(self, sigma: float, x: Tensor) -> None:
+        """Let that of several models answer whose turn it is. In a call of the guider it is already
+        so."""
+        if self.experts is not None and self._given is None:
+            turn = self.experts.turn(self.guider, sigma, x, self._run_options)
+            self.model, self.options = turn
 
     def same(self, a: Conds, b: Conds) -> bool:
         """Whether they say the same, on a model that nothing tells a negative from a positive."""
@@ -418,8 +430,8 @@ class ComfyDenoiser:
         if any(weight.device.type != self.device.type for weight in network.parameters()):
             raise ValueError(
                 "only a part of the model fits into the graphics card's memory, and gradients need "
-                "all of it; free some (smaller pictures or batches, --reserve-vram), or use "
-                "Negative-Prompt Inversion"
+                "all of it; free some (smaller pictures or batches, --reserve-vram), or use a node "
+                "that needs none, such as Negative-Prompt Inversion"
             )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))

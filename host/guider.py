@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import comfy.conds
@@ -20,11 +19,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..core.diffusion import Progress, no_progress
-from ..core.edit import Edits, Need, Step
+from ..core.edit import Edit, Edits, Need, Step
 from ..core.path import Conditioning, DiffusionPath, Source
 from ..samplers.prediction import predict
 from ..samplers.solvers import check_eta, solver_of
-from ..samplers.walk import walk, where
+from ..samplers.walk import transitions_of, walk, where
 from .conditions import Conds
 from .denoiser import OURS, ComfyDenoiser
 
@@ -195,7 +194,7 @@ class PathGuider(PairGuider):
         }
         own = [one for edit in self.edits for one in edit.conditionings]
         prompts |= {f"edit {number}": one for number, one in enumerate(own)}
-        super().__init__(model, prompts)
+        super().__init__(with_models(model, self.edits), prompts)
         self.set_cfg(cfg)
         self.path = path
         self.step: Any = None
@@ -271,7 +270,17 @@ class PathGuider(PairGuider):
         return denoised if own else self._with_latents(denoised, step)
 
     def _found(self, x: Tensor, sigma: float) -> Step:
-        """The step that a sampler of ComfyUI's own takes."""
+        """The step that a sampler of ComfyUI's own takes.
+
+        Raises:
+            ValueError: an edit takes steps of its own.
+        """
+        for edit in self.prepared:
+            if type(edit).transitions is not Edit.transitions:
+                raise ValueError(
+                    f"Diffusion Path Guider: {type(edit).__name__} takes steps of its own, and "
+                    "this sampler knows nothing of them; connect Path Sampler in its place."
+                )
         below = [level for level in self.levels if level < sigma * (1 - 1e-6)]
         return self.step.at(x, sigma, max(below, default=0.0))
 
@@ -316,11 +325,22 @@ def progress_of(
     return lambda number, denoised, x: callback(number, denoised, x, total)
 
 
+def with_models(model: ModelPatcher, edits: Edits) -> ModelPatcher:
+    """The model, and a clone of it if edits have models of their own, to load with it."""
+    beside = [one for edit in edits for one in edit.models]
+    if not beside:
+        return model
+    model = model.clone()
+    model.set_additional_models(OURS, beside)
+    return model
+
+
 class PathSampler(comfy.samplers.Sampler):
     """A SAMPLER that walks along the path of its guider.
 
     Attributes:
-        latents: of the walk that was taken last, in the scale of a wire and in ordinary memory.
+        latents: of the walk that was taken last, in the scale of a wire and in ordinary memory: at
+            each level that of its last visit.
     """
 
     def __init__(
@@ -386,7 +406,15 @@ class PathSampler(comfy.samplers.Sampler):
             return denoised, guider.step
 
         self.latents = []
-        transitions = list(pairwise(guider.levels))
+        try:
+            transitions = transitions_of(guider.prepared, guider.step.source, guider.levels)
+        except ValueError as error:
+            raise ValueError(f"Path Sampler: {error}.") from None
+        reached = iter([guider.levels[0], *(level for _, level in transitions)])
+        latents: dict[float, Tensor] = {}
+
+        def keep(x: Tensor) -> None:
+            latents[next(reached)] = denoiser.latent_out(x)
 
         x, guider.step = walk(
             ask,
@@ -394,9 +422,11 @@ class PathSampler(comfy.samplers.Sampler):
             transitions,
             solver_of(path.solver, denoiser.mixing, self.eta, noise_of),
             guider.prepared,
-            (lambda x: self.latents.append(denoiser.latent_out(x))) if self.keeps else None,
+            keep if self.keeps else None,
             progress_of(callback, len(transitions)),
+            noise_of,
         )
+        self.latents = list(latents.values())
         return x
 
     def _start(
@@ -469,20 +499,24 @@ def sample(
     latent: Tensor,
     sigmas: Tensor,
     *,
-    steps: int,
+    steps: int | None = None,
     noise: Tensor | None = None,
     mask: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Sample as ComfyUI's nodes do, with previews; returns a LATENT's samples (B, C, ...)."""
-    show = latent_preview.prepare_callback(guider.model_patcher, steps)
+    """Sample as ComfyUI's nodes do, with previews; returns a LATENT's samples (B, C, ...).
+
+    Args:
+        steps: how many times the sampler reports progress; None is as many as it says.
+    """
+    show = latent_preview.prepare_callback(guider.model_patcher, steps or len(sigmas) - 1)
     return guider.sample(
         torch.zeros_like(latent) if noise is None else noise,
         latent,
         sampler,
         sigmas,
         denoise_mask=mask,
-        callback=lambda step, denoised, x, total: show(step, denoised, x, steps),
+        callback=lambda step, denoised, x, total: show(step, denoised, x, steps or total),
         disable_pbar=True,
         seed=seed,
     )

@@ -19,6 +19,9 @@ UNSUPPORTED = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFL
 WHOLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The types of weights that are not quantised."""
 
+EXPERTS = "diffusion path experts"
+"""The key of what else a MODEL is that several take turns in, and of what hands over to them."""
+
 CLOSE = 1e-3
 """Levels of two schedules are the same up to this part of them."""
 
@@ -112,15 +115,22 @@ def fits(mine: Any, theirs: Any) -> bool:
     return bool(mine == theirs)
 
 
-def with_gradients(model: ModelPatcher) -> ModelPatcher:
+def with_gradients(model: ModelPatcher, distilled: bool = False) -> ModelPatcher:
     """The model as one that gradients can go through.
 
+    Args:
+        distilled: whether a model that takes guidance as an input will do.
     Raises:
         ValueError: it is quantised, guidance-distilled or answers from a cache, or ComfyUI cannot
             load it as a whole.
     """
-    instead = "use Negative-Prompt Inversion, which needs no gradients"
-    if model.model.model_config.unet_config.get("guidance_embed"):
+    instead = "use a node that needs no gradients, such as Negative-Prompt Inversion"
+    if model.get_additional_models_with_key(EXPERTS):
+        raise ValueError(
+            "the model is two models that take turns, and gradients go through one only; connect "
+            f"one of the two, or {instead}"
+        )
+    if not distilled and model.model.model_config.unet_config.get("guidance_embed"):
         raise ValueError(
             "the model is guidance-distilled: it takes guidance as an input and has no "
             "unconditional prediction to optimise; use a model with real guidance, such as SD1.5 "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
@@ -15,11 +15,21 @@ from torch import Tensor, nn
 from ..attention.plan import FEATURES, Maps, Watch
 from .attention import AttentionControl, Call, Layer, Rows, copied
 
+T = TypeVar("T")
+
 Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 """From queries, keys and values (rows, tokens, width) to a layer's output."""
 
 RESIDUAL = "forward_timestep_embed_patch"
 """The option of a MODEL that takes over a kind of layer: pairs of a class and a function."""
+
+MIDDLE = "middle_block_after_patch"
+"""The option of a MODEL that changes the output of its middle block: a list of functions."""
+
+NOT_KEPT = (
+    "a prompt of h-space does not act at every step; connect it without a range of steps, "
+    "such as that of ConditioningSetTimestepRange"
+)
 
 REGROUPED_TOKENS = (
     "something on the model merges or regroups the picture's tokens (ToMe, HyperTile), and the "
@@ -37,15 +47,20 @@ class LayerPatch:
 
     def __init__(self, change: Callable[..., Tensor], block: tuple[str, int]) -> None:
         """Keep what to do; another pack's patch comes later."""
-        # Whoever compiles has imported this already; it takes a second, and others do not need it.
-        compiles = "torch._dynamo" in sys.modules
-        self.change = torch.compiler.disable(change) if compiles else change
+        self.change = uncompiled(change)
         self.block = block
         self.theirs: Patch | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         """What ComfyUI calls in place of the layer's attention."""
         return self.change((*self.block, options["block_index"]), self.theirs, q, k, v, options)
+
+
+def uncompiled(change: Callable[..., T]) -> Callable[..., T]:
+    """The function outside of what torch.compile compiles."""
+    # Whoever compiles has imported this already; it takes a second, and others do not need it.
+    compiles = "torch._dynamo" in sys.modules
+    return torch.compiler.disable(change) if compiles else change
 
 
 def attention_layers(network: nn.Module) -> list[Layer]:
@@ -115,6 +130,7 @@ class UNetControl(AttentionControl):
         self._sizes: dict[tuple[Watch, tuple[int, int]], tuple[int, int]] = {}
         self._changes = {"attn1": self.self_attention, "attn2": self.cross_attention}
         self._patches: dict[tuple[str, Any], LayerPatch] = {}
+        self._middle = uncompiled(self.middle)
 
     def check(self, watch: Watch) -> None:
         latent = (self._shape[-2], self._shape[-1])
@@ -144,8 +160,10 @@ class UNetControl(AttentionControl):
                 patch.theirs = None if before is patch else before
                 ours[at] = patch
             replaced[name] = {**theirs, **ours}
+        patches = transformer.setdefault("patches", {})
+        theirs = [one for one in patches.get(MIDDLE, []) if one != self._middle]
+        patches[MIDDLE] = [*theirs, self._middle]
         if self.with_features:
-            patches = transformer.setdefault("patches", {})
             theirs = [one for one in patches.get(RESIDUAL, []) if one[1] != self.residual]
             patches[RESIDUAL] = [*theirs, (ResBlock, self.residual)]
         return options
@@ -174,6 +192,26 @@ class UNetControl(AttentionControl):
         rows = Rows(target=target, source=source, size=size)
         changed = self.outputs((block, id(layer)), rows, injections, added.contiguous(), FEATURES)
         return skipped + changed.mT.unflatten(2, size)
+
+    def middle(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What goes on from the middle block, after other packs' patches of it; the target's part
+        is kept and changed."""
+        bottleneck = self.attention.bottleneck
+        if self.idle or bottleneck is None:
+            return given
+        options, h = given["transformer_options"], given["h"]
+        target, _ = self.parts(options, h, options["original_shape"])
+        if not target:
+            return given
+        out = h.clone()
+        for part in target:
+            if bottleneck.kept is not None:
+                self._bottlenecks[bottleneck.kept] = h[part].clone()
+            try:
+                out[part] = bottleneck.changed(h[part], self._bottlenecks)
+            except KeyError:
+                raise ValueError(NOT_KEPT) from None
+        return {**given, "h": out}
 
     def self_attention(
         self,

@@ -74,3 +74,31 @@ class DemoModel(io.ComfyNode):
         if kind not in KINDS:
             raise ValueError(f"there is no kind {shown(kind)}; choose one of {', '.join(KINDS)}")
         return io.NodeOutput(*load_demo_model(kind), DEMO_SIZE)
+
+
+class DemoCLIPVision(io.ComfyNode):
+    """Load the small CLIP vision model that ships with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiffusionPath_DemoCLIPVision",
+            display_name="CLIP Vision (Demo)",
+            category=f"{CATEGORY}/demo",
+            description="Loads the demo's CLIP vision model, which sees pictures in the same space "
+            "as the demo's text encoder sees texts. For other models take Load CLIP Vision.",
+            search_aliases=["demo", "CLIP", "image encoder"],
+            inputs=[],
+            outputs=[
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="For CLIP Guidance and CLIP Vision Encode."
+                )
+            ],
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls) -> io.NodeOutput:
+        from ..demo.loader import load_clip_vision
+
+        return io.NodeOutput(load_clip_vision())

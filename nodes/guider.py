@@ -74,7 +74,7 @@ class Guider(io.ComfyNode):
                     label="start at",
                 ),
                 seed_input(
-                    "Seed for samplers that add noise, such as euler_ancestral.",
+                    "Seed for samplers that add noise, such as euler_ancestral, and for Resample.",
                     optional=True,
                 ),
                 PathEdits.Input(

@@ -28,6 +28,7 @@ from .support import (
     check_guidance,
     check_latent,
     check_sampled,
+    check_steps,
     cost,
     first_step,
     fraction_input,
@@ -289,8 +290,8 @@ class RecordPath(io.ComfyNode):
                 PathEdits.Input(
                     "edits",
                     optional=True,
-                    tooltip="Edits that need no source: Paint with Words, Reweight, and Source "
-                    "Features of the first picture.",
+                    tooltip="Edits that need no source: Paint with Words, Reweight, Resample, and "
+                    "Source Features of the first picture.",
                 ),
             ],
             outputs=[
@@ -336,6 +337,7 @@ class RecordPath(io.ComfyNode):
         )
         edits = settle(model, edits)
         check_edits(model, edits, unknown, positive, recorded=True)
+        check_steps(model, edits, unknown)
         # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
         pure = True if sigmas is None and spacing in SPACINGS else None
         guider = PathGuider(model, unknown, positive, negative, cfg, edits)
@@ -345,7 +347,6 @@ class RecordPath(io.ComfyNode):
             sampler,
             samples,
             levels,
-            steps=len(levels) - 1,
             noise=noise,
             mask=latent_image.get("noise_mask"),
             seed=seed,

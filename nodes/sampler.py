@@ -33,6 +33,7 @@ from .support import (
     check_edits,
     check_path,
     check_sampled,
+    check_steps,
     cost,
     downscale_ratio,
     first_step,
@@ -115,6 +116,7 @@ def guider_for(
     follows = max((edit.follows for edit in edits), default=0.0)
     name = f"start {start}" if start >= follows else f"an edit's start {follows:g}"
     first = first_step(model, path.sigmas, max(start, follows), name, "lower it")
+    check_steps(model, edits, path, first)
     if path.solver == "sde-dpm++" and path.residuals is not None:
         latent_in = model.model.process_latent_in
         residuals = residuals_from(mixing_of(model), path, latent_in, first)
@@ -269,7 +271,11 @@ class Sampler(io.ComfyNode):
                     advanced=True,
                     label="fresh noise (eta)",
                 ),
-                seed_input("Seed of the fresh noise. No effect when eta is 0.", advanced=True),
+                seed_input(
+                    "Seed of the fresh noise, and of the noise that Resample adds. No effect when "
+                    "eta is 0 and there is no Resample.",
+                    advanced=True,
+                ),
                 PathEdits.Input(
                     "edits",
                     optional=True,
@@ -312,7 +318,7 @@ class Sampler(io.ComfyNode):
         guider, first = guider_for(model, path, positive, negative, cfg, start, edits)
         sampler = PathSampler(eta=eta, seed=seed, first=first, keeps=True)
         levels = path.sigmas[first:]
-        end = sample(guider, sampler, path.clean, levels, steps=len(levels) - 1, seed=seed)
+        end = sample(guider, sampler, path.clean, levels, seed=seed)
         latents = torch.stack([*sampler.latents[:-1], end.to("cpu", torch.float32)])
         residuals = guider.path.residuals
         edited = DiffusionPath(

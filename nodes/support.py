@@ -22,12 +22,13 @@ from torch import Tensor
 from ..attention.align import Prompt
 from ..core.edit import Edits, Need
 from ..core.masks import check_mask
-from ..core.path import Conditioning, DiffusionPath
+from ..core.path import Conditioning, DiffusionPath, Source
 from ..core.schedules import SPACINGS, spaced_sigmas, window
 from ..edits.diffedit import MaskBlend
 from ..host.conditions import is_of
 from ..host.model import CLOSE, fingerprint, fits, highest_level, mixing_of, text_width, usual
 from ..host.networks import attention_blocks
+from ..samplers.walk import transitions_of
 
 CATEGORY = "diffusion path"
 Path = io.Custom("DIFFUSION_PATH")
@@ -186,9 +187,8 @@ def sigmas_input() -> io.Input:
 def words(name: str) -> str:
     """A class's name as words: "PaintWithWords" is "Paint with Words"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced).replace(
-        "Prompt to Prompt", "Prompt-to-Prompt"
-    )
+    lowered = re.sub(r" (To|With) ", lambda word: word[0].lower(), spaced)
+    return lowered.replace("Prompt to Prompt", "Prompt-to-Prompt").replace("H Space", "h-space")
 
 
 def sentence(node: type[io.ComfyNode], error: ValueError) -> str:
@@ -552,6 +552,13 @@ def check_edits(
         if not recorded:
             roles = ("the path's prompt", "source")
             check_prompt(model, name, of_source, path.positive, roles, first)
+
+
+def check_steps(model: ModelPatcher, edits: Edits, path: DiffusionPath, first: int = 0) -> None:
+    """Raise if an edit takes steps of its own and cannot work with those of a path, from `first`
+    on."""
+    source = Source(path, model.get_model_object("model_sampling").percent_to_sigma)
+    transitions_of(edits, source, source.levels[first:])
 
 
 def check_grouping(model: ModelPatcher, name: str) -> None:

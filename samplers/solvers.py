@@ -40,6 +40,10 @@ class Solver(Protocol):
         """The latent (B, C, ...) at `sigma_next`, from `x` at `sigma`; and the clean estimate."""
         ...
 
+    def forget(self) -> None:
+        """The next step does not go on from the last one."""
+        ...
+
 
 @dataclass
 class DDIM:
@@ -65,6 +69,9 @@ class DDIM:
         estimate = self.estimate(denoised, sigma, sigma_next)
         return kept * x + clean * estimate + added, denoised
 
+    def forget(self) -> None:
+        """It remembers nothing."""
+
     def estimate(self, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
         """The clean estimate (B, C, ...) to step by."""
         return denoised
@@ -80,6 +87,10 @@ class SDEDPM(DDIM):
     def __post_init__(self) -> None:
         """There is no step before."""
         self._last: tuple[Tensor, float] | None = None
+
+    def forget(self) -> None:
+        """The next step has none before it."""
+        self._last = None
 
     def estimate(self, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
         before, part = self._before(sigma, sigma_next)
@@ -114,6 +125,9 @@ class Midpoint:
     def step(self, ask: Ask, x: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, Tensor]:
         return self._from(self._slope(ask, x, sigma, sigma_next), ask, x, sigma, sigma_next)[:2]
 
+    def forget(self) -> None:
+        """It remembers nothing."""
+
     @staticmethod
     def _slope(ask: Ask, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
         level = max(sigma, LOWEST)
@@ -144,6 +158,10 @@ class Reuse(Midpoint):
         slope = self._slope(ask, x, sigma, sigma_next) if self._last is None else self._last
         x, denoised, self._last = self._from(slope, ask, x, sigma, sigma_next)
         return x, denoised
+
+    def forget(self) -> None:
+        """The next step has none before it."""
+        self._last = None
 
 
 STOCHASTIC = ("ddpm", "sde-dpm++")

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..core.diffusion import Progress, no_progress
-from ..core.edit import Edits, Step
-from .solvers import Solver
-
-Transition = tuple[float, float]
-"""The noise levels that one step goes from and to."""
+from ..core.edit import Edits, Step, Transition
+from ..core.path import Source
+from .solvers import Noise, Solver
 
 Predict = Callable[[Step], tuple[Tensor, Step]]
 """The denoised estimate that a step follows, and the step with what it was answered."""
+
+
+def transitions_of(edits: Edits, source: Source, levels: Sequence[float]) -> Sequence[Transition]:
+    """The steps of a walk over falling noise levels, as a chain of edits wants them.
+
+    Raises:
+        ValueError: an edit cannot work with them.
+    """
+    transitions: Sequence[Transition] = list(pairwise(levels))
+    for edit in edits:
+        transitions = edit.transitions(source, transitions)
+    return transitions
 
 
 def walk(
@@ -27,6 +38,7 @@ def walk(
     edits: Edits = (),
     keep: Callable[[Tensor], None] | None = None,
     progress: Progress = no_progress,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, Step]:
     """Follow a path and apply the edits.
 
@@ -34,6 +46,7 @@ def walk(
         step: where to begin: its latent `x`; its noise levels are not read.
         transitions: the steps to take.
         keep: told of each latent reached, the first one too.
+        noise: where the noise of jumps back comes from; needed with those only.
     Returns:
         The latent reached (B, C, ...), and the last step.
     """
@@ -54,7 +67,13 @@ def walk(
 
     for number, (sigma, sigma_next) in enumerate(transitions):
         before = x
-        x, denoised = solver.step(ask, x, sigma, sigma_next)
+        if sigma_next > sigma:
+            assert noise is not None
+            kept, fresh = step.denoiser.mixing.noisier(sigma, sigma_next)
+            x = kept * x + noise(x, sigma, fresh)
+            solver.forget()
+        else:
+            x, denoised = solver.step(ask, x, sigma, sigma_next)
         step = replace(step, x=before, sigma=sigma, sigma_next=sigma_next)
         for edit in edits:
             x = edit.latent(step, x)

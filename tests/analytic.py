@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from diffusion_path.core.path import DiffusionPath, Source
 from diffusion_path.inversion.ddim import ddim_inversion
 from diffusion_path.samplers.prediction import predict
 from diffusion_path.samplers.solvers import solver_of
-from diffusion_path.samplers.walk import walk
+from diffusion_path.samplers.walk import transitions_of, walk
 
 
 class Gaussian(NamedTuple):
@@ -188,11 +187,12 @@ def sampled(
     walk(
         lambda step: predict(step, edits),
         step,
-        pairwise(along.levels[first:]),
+        transitions_of(edits, along, along.levels[first:]),
         solver_of(path.solver, denoiser.mixing, eta, noise),
         edits,
         latents.append,
         progress,
+        noise,
     )
     return torch.stack(latents)
 

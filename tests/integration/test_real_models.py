@@ -30,6 +30,7 @@ FAMILIES = {
     "Qwen-Image": "Qwen-Image",
     "Z-Image": "Z-Image",
     "Wan": "Wan",
+    "unCLIP_or_Redux": "Flux dev",
 }
 """The family that the pack knows each example's model by."""
 FOLDERS = {
@@ -37,6 +38,9 @@ FOLDERS = {
     "UNETLoader": "diffusion_models",
     "CLIPLoader": "text_encoders",
     "VAELoader": "vae",
+    "TripleCLIPLoader": "text_encoders",
+    "CLIPVisionLoader": "clip_vision",
+    "StyleModelLoader": "style_models",
 }
 
 
@@ -53,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nodes = folder / "custom_nodes"
     nodes.mkdir()
     (nodes / "small.py").write_text((STAND_INS / "small.py").read_text())
-    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae"):
+    for kind in set(FOLDERS.values()):
         (folder / kind).mkdir()
     return folder
 
@@ -102,11 +106,13 @@ def test_an_example_says_where_its_models_are(example: Path):
     loaders = [node for node in nodes if node["type"] in FOLDERS]
     assert loaders
     for node in loaders:
-        (model,), chosen = node["properties"]["models"], node["widgets_values"][0]
-        assert model["name"] == chosen
-        assert model["url"].startswith("https://huggingface.co/")
-        assert model["url"].endswith(f"/{chosen}")
-        assert model["directory"] == FOLDERS[node["type"]]
+        models, chosen = node["properties"]["models"], node["widgets_values"]
+        files = [value for value in chosen if value.endswith(".safetensors")]
+        assert files and [model["name"] for model in models] == files
+        for model in models:
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["url"].endswith(f"/{model['name']}")
+            assert model["directory"] == FOLDERS[node["type"]]
 
 
 @each_example
@@ -124,6 +130,46 @@ def test_an_example_makes_a_picture_with_its_models(example: Path, files: None, 
         assert figures["moved"] > 0
     (path,) = history["outputs"][kinds["DiffusionPath_StraightPath"]]["text"]
     assert path.endswith(f"Settings of {FAMILIES[example.stem.partition('-')[2]]}")
+
+
+def example_of(number: str) -> Path:
+    """The example of a number."""
+    return next(one for one in EXAMPLES if one.stem.startswith(f"{number}_"))
+
+
+@pytest.mark.parametrize("example", [example_of("71")], ids=["71"])
+def test_the_style_picture_alone_changes_the_picture(example: Path, files: None, models: Server):
+    workflow = smaller(json.loads(twin_of(example).read_text()))
+    kinds = {body["class_type"]: node for node, body in workflow.items()}
+    for body in workflow.values():
+        if body["class_type"] == "FluxGuidance":
+            body["inputs"]["guidance"] = 3.5  # of both sides
+    workflow[kinds["DiffusionPath_FlowEdit"]]["inputs"]["end"] = 1.0
+    sampler = workflow[kinds["DiffusionPath_Sampler"]]["inputs"]
+    moved = []
+    for positive in (sampler["positive"], ["12", 0]):  # with the second picture, and without
+        sampler["positive"] = positive
+        history = models.run(workflow, timeout=1200)
+        (figures,) = history["outputs"][kinds["DiffusionPath_Sampler"]]["report"]
+        moved.append(figures["moved"])
+    assert moved[0] > 1e-3
+    assert moved[1] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("example", [example_of("72")], ids=["72"])
+def test_t5_and_clip_each_change_the_picture(example: Path, files: None, models: Server):
+    workflow = smaller(json.loads(twin_of(example).read_text()))
+    kinds = {body["class_type"]: node for node, body in workflow.items()}
+    source, target = (
+        body["inputs"] for body in workflow.values() if body["class_type"] == "CLIPTextEncodeSD3"
+    )
+    new, moved = dict(target), []
+    for changed in ((), ("clip_l",), ("clip_g",), ("t5xxl",)):
+        target.update(source | {text: new[text] for text in changed})
+        history = models.run(workflow, timeout=1200)
+        (figures,) = history["outputs"][kinds["DiffusionPath_Sampler"]]["report"]
+        moved.append(figures["moved"])
+    assert len(set(moved)) == 4, moved
 
 
 def loaded_by_our_node(example: str, checkpoint: str) -> Workflow:

@@ -23,6 +23,8 @@ from ...tools.host import import_comfy
 
 import_comfy()
 
+import comfy.clip_vision  # noqa: E402
+import comfy.ldm.flux.redux  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.wan.vae  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
@@ -206,6 +208,29 @@ def umt5() -> Weights:
     return t5(weights) | {"spiece_model": torch.tensor(list(made.getvalue()), dtype=torch.uint8)}
 
 
+def sd3_text(name: str) -> Weights:
+    """One of SD3's three text encoders as a file of its own."""
+    return encoder(comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=HALF)(), name)
+
+
+def clip_g() -> Weights:
+    """With the layer by which ComfyUI knows CLIP-G."""
+    key = "text_model.encoder.layers.30.mlp.fc1.weight"
+    return sd3_text("clip_g") | {key: torch.zeros(1, dtype=HALF)}
+
+
+def siglip() -> Weights:
+    """With the layer by which ComfyUI knows SigLIP."""
+    config = Path(comfy.clip_vision.__file__).parent / "clip_vision_siglip_384.json"
+    network = filled(comfy.clip_vision.ClipVisionModel(config).model).half()
+    key = "vision_model.encoder.layers.22.layer_norm1.weight"
+    return network.state_dict() | {key: torch.zeros(1, dtype=HALF)}
+
+
+def redux() -> Weights:
+    return filled(comfy.ldm.flux.redux.ReduxImageEncoder()).half().state_dict()
+
+
 NAMES: dict[str, tuple[str, Callable[[], Weights], dict[str, Any]]] = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", sd15, {}),
     "sd_xl_base_1.0.safetensors": ("checkpoints", sdxl, {}),
@@ -241,6 +266,11 @@ NAMES: dict[str, tuple[str, Callable[[], Weights], dict[str, Any]]] = {
     "wan2.1_t2v_1.3B_fp16.safetensors": ("diffusion_models", lambda: network("WAN21_T2V", WAN), {}),
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", umt5, {}),
     "wan_2.1_vae.safetensors": ("vae", video_vae, {}),
+    "clip_l.safetensors": ("text_encoders", lambda: sd3_text("clip_l"), {}),
+    "clip_g.safetensors": ("text_encoders", clip_g, {}),
+    "t5xxl_fp16.safetensors": ("text_encoders", lambda: t5(sd3_text("t5xxl")), {}),
+    "sigclip_vision_patch14_384.safetensors": ("clip_vision", siglip, {}),
+    "flux1-redux-dev.safetensors": ("style_models", redux, {}),
 }
 """The folder of each file, what makes it, and what ComfyUI does not read off its weights."""
 

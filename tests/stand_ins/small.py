@@ -3,8 +3,8 @@
 A custom node of the test's server; `files.py` uses it too. The width of every text embedding, the
 tokenizers, the loaders and the recognition of files stay ComfyUI's own. Smaller are: the depth and
 the inner widths of text encoders, their vocabulary (tokens are counted modulo it), the part of
-Qwen2.5-VL that looks at pictures, and the networks of Qwen-Image and Z-Image, whose sizes ComfyUI
-does not read off the file.
+Qwen2.5-VL that looks at pictures, CLIP vision, Redux, and the networks of Qwen-Image and Z-Image,
+whose sizes ComfyUI does not read off the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
+import comfy.ldm.flux.redux
 import comfy.model_detection
+import comfy.ops
 import comfy.sd1_clip
 import comfy.text_encoders.qwen_vl
 import torch
@@ -34,6 +37,8 @@ QWEN = {
     "num_key_value_heads": 4,
     "vocab_size": VOCABULARY,
 }
+VISION = {"num_hidden_layers": 2, "intermediate_size": 64}
+REDUX = 64
 
 
 def small(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +57,7 @@ text_encoder = comfy.sd1_clip.SDClipModel.__init__
 detect = comfy.model_detection.detect_unet_config
 recognise = comfy.model_detection.model_config_from_unet
 vision = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer.__init__
+clip_vision = comfy.clip_vision.ClipVisionModel.__init__
 
 
 def small_text_encoder(
@@ -96,7 +102,22 @@ def small_vision(self: Any, *given: Any, **named: Any) -> None:
     vision(self, *given, **named | sizes)
 
 
+def small_clip_vision(self: Any, json_config: Any) -> None:
+    """In place of the `__init__` of CLIP vision: two layers, of the true width."""
+    clip_vision(self, json.loads(Path(json_config).read_text()) | VISION)
+
+
+def small_redux(self: Any, redux_dim: int = 1152, txt_in_features: int = 4096) -> None:
+    """In place of the `__init__` of Flux Redux, which is 129 MB."""
+    torch.nn.Module.__init__(self)
+    linear = comfy.ops.manual_cast.Linear
+    self.redux_up = linear(redux_dim, REDUX)
+    self.redux_down = linear(REDUX, txt_in_features)
+
+
 comfy.sd1_clip.SDClipModel.__init__ = small_text_encoder
 comfy.model_detection.detect_unet_config = true_network
 comfy.model_detection.model_config_from_unet = small_network
 comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer.__init__ = small_vision
+comfy.clip_vision.ClipVisionModel.__init__ = small_clip_vision
+comfy.ldm.flux.redux.ReduxImageEncoder.__init__ = small_redux
