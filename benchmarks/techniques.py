@@ -284,8 +284,19 @@ def inpainting(batch: Batch, cfg: float = 7.5) -> Edited:
     return Edited(batch.decode(latent), batch.truth)
 
 
-def in_true_mask(batch: Batch, resample: dict[str, Any] | None = None, **sampler: Any) -> Edited:
-    """The new prompt inside the true mask, and with settings of Resample by RePaint."""
+def in_true_mask(
+    batch: Batch,
+    path: Inversion = straight,
+    resample: dict[str, Any] | None = None,
+    **sampler: Any,
+) -> Edited:
+    """The new prompt inside the true mask: blended diffusion (arXiv 2206.02779), and with settings
+    of Resample RePaint (arXiv 2201.09865).
+
+    Args:
+        path: straight, so that the noise knows nothing of what was there before.
+    """
+    batch = batch.inverted(path)
     edits = node("MaskBlend", mask=batch.truth)
     if resample is not None:
         edits = node("Resample", edits=edits, **resample)
@@ -463,9 +474,11 @@ ROWS: Sequence[Row] = (
     Row("FlowEdit with Keep Background in the true mask", partial(kv_edit, true_mask=True)),
     Row("FlowEdit with Mask Blend in the true mask", partial(flow_edit, true_mask=True)),
     Row("inpainting (Set Latent Noise Mask) in the true mask", inpainting),
-    Row("inpainting in the true mask, guidance 1", partial(inpainting, cfg=1.0)),
-    Row("Mask Blend in the true mask", in_true_mask),
-    Row("Mask Blend in the true mask, guidance 1", partial(in_true_mask, cfg=1.0)),
+    Row("Mask Blend on a straight path in the true mask", in_true_mask),
+    Row(
+        "Mask Blend on a straight path in the true mask, guidance 1",
+        partial(in_true_mask, cfg=1.0),
+    ),
     Row("Resample (RePaint) in the true mask", partial(in_true_mask, resample={})),
     Row(
         "Resample (RePaint) in the true mask, guidance 1",

@@ -21,6 +21,7 @@ from ..core.edit import Edit, Need, Step
 from ..core.masks import latent_masks
 from ..core.path import Source
 
+
 @dataclass(frozen=True, kw_only=True)
 class PaintWithWords(Edit):
     """Add `w A` to the scores, `w = strength log(1 + sigma) max(Q K^T)`, A being the painted mask.

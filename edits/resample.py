@@ -21,7 +21,7 @@ class Resample(Edit):
     What is put back outside a mask meets the rest at each pass anew, so that both come to fit.
 
     Attributes:
-        jump: how many steps; the paper's is 10 of 250. Ours suits 28 to 50.
+        jump: how many steps; the paper's is 10 of 250. Ours suits paths of 28 to 50.
         resamplings: how often each stretch is taken, 1 is none; the paper's is 10.
         start, end: only stretches within this part of the model's schedule are taken again, 0 is
             its noisy end.
@@ -30,7 +30,7 @@ class Resample(Edit):
     needs: ClassVar[Need] = Need(0)
     hint: ClassVar[str] = "make the mask larger"
 
-    jump: int = 5
+    jump: int = 2
     resamplings: int = 3
     start: float = 0.0
     end: float = 1.0

@@ -40,7 +40,10 @@ class Fitted:
 
 
 def levels_of(
-    places: Tensor, shape: Sequence[int], sigma_at: Callable[[float], float], seed: int
+    places: Tensor,
+    shape: Sequence[int],
+    sigma_at: Callable[[float], float],
+    generator: torch.Generator,
 ) -> list[Level]:
     """Levels at `places` (N,), fractions of the model's schedule, each with noise of its own.
 
@@ -50,14 +53,12 @@ def levels_of(
         shape: the latents' (B, C, ...).
         sigma_at: the noise level at a fraction; at 0 and 1 it may be infinite or none.
     """
-    generator = torch.Generator().manual_seed(seed)
     inside = places.clamp(1e-4, 1 - 1e-4).tolist()
     return [(sigma_at(one), torch.randn(1, *shape[1:], generator=generator)) for one in inside]
 
 
-def random_places(number: int, seed: int) -> Tensor:
+def random_places(number: int, generator: torch.Generator) -> Tensor:
     """As many fractions of the schedule (N,) at random, one in each of N equal parts of it."""
-    generator = torch.Generator().manual_seed(seed)
     return (torch.arange(number) + torch.rand(number, generator=generator)) / number
 
 
@@ -79,7 +80,8 @@ def fit_embedding(
 
     Args:
         x0: clean latents (B, C, ...), in the model's scale.
-        draw: the levels of a step, by its number; those of number -1 measure the loss.
+        draw: the levels of a step, by its number, in order; those of number -1 measure the loss,
+            and are always the same.
     Raises:
         ValueError: the loss became NaN or infinite.
     """

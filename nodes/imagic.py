@@ -119,13 +119,12 @@ class OptimizePrompt(io.ComfyNode):
         check_one_prompt(positive, len(samples))
         model = with_gradients(model, distilled=True)
         sigma_at = model.get_model_object("model_sampling").percent_to_sigma
-        fixed = levels_of((torch.arange(CHECKED) + 0.5) / CHECKED, samples.shape, sigma_at, seed)
+        generator = torch.Generator().manual_seed(seed)
+        where = samples.shape, sigma_at, generator
+        fixed = levels_of((torch.arange(CHECKED) + 0.5) / CHECKED, *where)
 
         def draw(step: int) -> list[Level]:
-            if step < 0:
-                return fixed
-            own = seed + 1 + step
-            return levels_of(random_places(batch, own), samples.shape, sigma_at, own)
+            return fixed if step < 0 else levels_of(random_places(batch, generator), *where)
 
         def fit(denoiser: ComfyDenoiser, conditions, progress):
             condition = conditions["positive"]

@@ -65,10 +65,12 @@ def demo(comfy: Path, request: pytest.FixtureRequest) -> Demo:
     return Demo(request.param, model, clip, prompt, picture, [])
 
 
-def own_levels(model: Any, shape: Any, step: int, batch: int = 1) -> list[tuple[float, Tensor]]:
-    """The levels of a step with seed 0."""
-    sigma_at = model.get_model_object("model_sampling").percent_to_sigma
-    return levels_of(random_places(batch, step + 1), shape, sigma_at, step + 1)
+def own_levels(model: Any, shape: Any) -> list[tuple[float, Tensor]]:
+    """The level of each step with seed 0: those that measure the loss are drawn first."""
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(CHECKS // 2, 1, *shape[1:], generator=generator)
+    where = shape, model.get_model_object("model_sampling").percent_to_sigma, generator
+    return [levels_of(random_places(1, generator), *where)[0] for _ in range(STEPS)]
 
 
 def network_of(demo: Demo) -> Callable[[Tensor, float, Tensor, Tensor], Tensor]:
@@ -108,8 +110,7 @@ def test_it_is_the_published_loop_on_the_network_itself(demo: Demo):
     pooled = prompt[1]["pooled_output"].clone().expand(2, -1)
     embedding = torch.nn.Parameter(prompt[0].clone().expand(2, -1, -1).clone())
     optimizer = torch.optim.Adam([embedding], lr=1e-3)
-    for step in range(STEPS):
-        ((sigma, noise),) = own_levels(demo.model, x0.shape, step)
+    for sigma, noise in own_levels(demo.model, x0.shape):
         noise = noise.expand_as(x0)
         flow = demo.kind == "flow"
         x = (1 - sigma) * x0 + sigma * noise if flow else x0 + sigma * noise
@@ -157,7 +158,7 @@ def test_each_picture_gets_the_embedding_that_it_gets_alone(demo: Demo):
 
 
 def test_a_seed_gives_one_embedding_and_another_seed_another(demo: Demo):
-    found, again, other = (one.args[1][0][0] for one in (demo.plain, demo.fit(), demo.fit(seed=6)))
+    found, again, other = (one.args[1][0][0] for one in (demo.plain, demo.fit(), demo.fit(seed=1)))
     assert torch.equal(found, again)
     assert not torch.allclose(found, other, atol=1e-4)
 
