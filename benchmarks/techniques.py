@@ -61,23 +61,28 @@ def answer(batch: Batch) -> Edited:
     return Edited(batch.decode(batch.encode(batch.after)))
 
 
-def img2img(batch: Batch, denoise: float) -> Edited:
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073): ComfyUI's KSampler on the noised source."""
+def ksampler(batch: Batch, latent: dict[str, Tensor], denoise: float, cfg: float = 7.5) -> Tensor:
+    """The pictures (N, H, W, 3) that ComfyUI's KSampler makes of a LATENT under the new prompt."""
     demo = batch.demo
     latent = stock(
         "KSampler",
         model=demo.model,
         seed=0,
         steps=demo.steps["steps"],
-        cfg=7.5,
+        cfg=cfg,
         sampler_name="euler",
         scheduler="normal" if demo.kind == "unet" else demo.steps["spacing"],
         positive=batch.target,
         negative=batch.empty,
-        latent_image=batch.latent,
+        latent_image=latent,
         denoise=denoise,
     )
-    return Edited(batch.decode(latent))
+    return batch.decode(latent)
+
+
+def img2img(batch: Batch, denoise: float) -> Edited:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): ComfyUI's KSampler on the noised source."""
+    return Edited(ksampler(batch, batch.latent, denoise))
 
 
 def diffusers_diffedit(batch: Batch, inversion_cfg: float) -> Edited:
@@ -267,21 +272,8 @@ def flow_edit(
 
 def inpainting(batch: Batch, cfg: float = 7.5) -> Edited:
     """ComfyUI's own inpainting, inside the true mask: a noise mask on the latent, and KSampler."""
-    demo = batch.demo
-    latent = stock(
-        "KSampler",
-        model=demo.model,
-        seed=0,
-        steps=demo.steps["steps"],
-        cfg=cfg,
-        sampler_name="euler",
-        scheduler="normal" if demo.kind == "unet" else demo.steps["spacing"],
-        positive=batch.target,
-        negative=batch.empty,
-        latent_image=stock("SetLatentNoiseMask", samples=batch.latent, mask=batch.truth),
-        denoise=1.0,
-    )
-    return Edited(batch.decode(latent), batch.truth)
+    masked = stock("SetLatentNoiseMask", samples=batch.latent, mask=batch.truth)
+    return Edited(ksampler(batch, masked, 1.0, cfg), batch.truth)
 
 
 def in_true_mask(

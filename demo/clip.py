@@ -23,7 +23,6 @@ IMAGE_ENCODER = MODEL / "image_encoder"
 TEXT_PROJECTION = IMAGE_ENCODER / "text_projection.safetensors"
 
 WIDTH = 128
-MEAN = DEVIATION = 0.5
 
 _LAYERS = 5
 _HEADS = 4

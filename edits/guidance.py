@@ -33,7 +33,7 @@ class Guidance(Edit):
 
     Attributes:
         energy: what is to become small.
-        loaded: what of the host's computes it.
+        models: what of the host's computes it.
         scale: how hard it pulls; 0 is not at all.
         start, end: the window as fractions of the model's schedule, 0 is its noisy end.
     """
@@ -43,14 +43,10 @@ class Guidance(Edit):
     needs: ClassVar[Need] = Need(0)
 
     energy: Energy
-    loaded: Sequence[Any] = ()
+    models: Sequence[Any] = ()
     scale: float = 100.0
     start: float = 0.0
     end: float = 1.0
-
-    @property
-    def models(self) -> Sequence[Any]:
-        return self.loaded
 
     def check(self, path: DiffusionPath) -> None:
         if path.clean.ndim != 4:

@@ -30,6 +30,7 @@ from .conditions import Conds
 from .experts import experts_of
 from .gradients import (
     checkpointed,
+    explained,
     norms_keep_copies,
     ordinary_weights,
     saves_copies,
@@ -424,7 +425,8 @@ class ComfyDenoiser:
             sparing: whether to compute again in the backward pass what takes memory to store; by
                 default where memory is short.
         Raises:
-            ValueError: some of the weights are not where they are computed with.
+            ValueError: some of the weights are not where they are computed with, or something
+                on the model has no gradient.
         """
         network = self.model.diffusion_model
         if any(weight.device.type != self.device.type for weight in network.parameters()):
@@ -434,6 +436,7 @@ class ComfyDenoiser:
                 "that needs none, such as Negative-Prompt Inversion"
             )
         with ExitStack() as stack:
+            stack.enter_context(explained())
             stack.enter_context(torch.inference_mode(False))
             controls = list(self._control_networks())
             stack.enter_context(ordinary_weights([network, *controls]))

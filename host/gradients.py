@@ -17,6 +17,23 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+NO_GRADIENT = ("require grad", "inplace operation", "autograd", "backward")
+"""What PyTorch's messages say where an operation cannot be differentiated."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Inside, an operation that cannot be differentiated is a ValueError, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in NO_GRADIENT):
+            raise
+        raise ValueError(
+            "something on the model has no gradient, such as a patch or a fused operation; take "
+            "the patches off, or use a node that needs none, such as Negative-Prompt Inversion"
+        ) from error
+
 
 @contextmanager
 def ordinary_weights(networks: Iterable[nn.Module]) -> Iterator[None]:

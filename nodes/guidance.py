@@ -166,6 +166,6 @@ class Guidance(io.ComfyNode):
             else:
                 energy = energy_of(eye, style_distance, gram(tokens), layers=True)
         edit = guidance.Guidance(
-            energy=energy, loaded=eye.patchers, scale=scale, start=start, end=end
+            energy=energy, models=eye.patchers, scale=scale, start=start, end=end
         )
         return io.NodeOutput((*edits, edit))

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import comfy.sample
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.edit import Edits
 from ..core.path import DiffusionPath
 from ..core.schedules import SPACINGS
 from ..edits import directions, h_space
-from ..host.guider import PathGuider, PathSampler, sample
 from ..host.model import fingerprint
 from ..host.networks import traits_of
+from .paths import record
 from .pictures import labelled, sheet
-from .sampler import settle
 from .support import (
     CATEGORY,
     auto_cfg,
     cfg_input,
     check_conditioning,
-    check_edits,
     check_latent,
-    check_sampled,
     check_window,
     counted,
     edits_input,
@@ -169,24 +164,6 @@ class HSpace(io.ComfyNode):
         return io.NodeOutput((*edits, edit))
 
 
-def recorded(
-    model: ModelPatcher, unknown: DiffusionPath, samples: Tensor, pure: bool | None, edits: Edits
-) -> Tensor:
-    """The latents (B, C, H, W) that a path of which only the noise is known comes to.
-
-    Args:
-        pure: as `PathSampler` has it.
-    """
-    positive, negative = unknown.positive, unknown.negative or []
-    edits = settle(model, edits)
-    check_edits(model, edits, unknown, positive, recorded=True)
-    guider = PathGuider(model, unknown, positive, negative, unknown.cfg, edits)
-    levels, noise = unknown.sigmas, unknown.latents[0]
-    return check_sampled(
-        sample(guider, PathSampler(pure=pure), samples, levels, steps=unknown.steps, noise=noise)
-    )
-
-
 class HSpaceDirections(io.ComfyNode):
     """Find the directions in which pictures differ, in the middle of the network."""
 
@@ -320,7 +297,7 @@ class HSpaceDirections(io.ComfyNode):
         for some in noise.split(len(samples)):
             h: list[Tensor] = []
             reader = directions.ReadBottleneck(tell=h.append)
-            made.append(recorded(model, path(some), torch.zeros_like(some), pure, (reader,)))
+            made.append(record(model, path(some), torch.zeros_like(some), (reader,), pure)[0][-1])
             read.append(h)
         found = directions.Directions(
             *directions.principal([torch.cat(parts) for parts in zip(*read, strict=True)], count),
@@ -331,13 +308,13 @@ class HSpaceDirections(io.ComfyNode):
         rows = []
         for number in range(count):
             pair = [
-                recorded(
+                record(
                     model,
                     path(noise[:1]),
                     samples[:1] * 0,
-                    pure,
                     (h_space.HSpace(directions=found, number=number, scale=by),),
-                )
+                    pure,
+                )[0][-1]
                 for by in (-scale, scale)
             ]
             latents = {"back": pair[0], "": made[0][:1], "forward": pair[1]}

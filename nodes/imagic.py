@@ -10,7 +10,6 @@ from ..host.denoiser import ComfyDenoiser
 from ..host.guider import run
 from ..host.model import with_gradients
 from ..inversion.imagic import CHECKED, Fitted, Level, fit_embedding, levels_of, random_places
-from .null_text import NO_GRADIENT
 from .support import (
     CATEGORY,
     check_conditioning,
@@ -147,15 +146,7 @@ class OptimizePrompt(io.ComfyNode):
         visited = torch.tensor([sigma_at(1 - 1e-4), *(sigma for sigma, _ in fixed)])
         levels = visited.sort(descending=True).values
         prompts = {"positive": positive, "negative": None}
-        try:
-            fitted, evaluations = run(model, prompts, samples, levels, fit, steps=steps, seed=seed)
-        except RuntimeError as error:
-            if not any(word in str(error) for word in NO_GRADIENT):
-                raise
-            raise ValueError(
-                "something on the model has no gradient, such as a patch or a fused operation; "
-                "take the patches off"
-            ) from error
+        fitted, evaluations = run(model, prompts, samples, levels, fit, steps=steps, seed=seed)
         found = check_sampled(fitted.embedding).to(positive[0][0].device)
         source = [[found, dict(positive[0][1])]]
         (mixed,) = comfy_nodes.ConditioningAverage().addWeighted(positive, source, strength)

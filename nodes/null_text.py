@@ -40,10 +40,6 @@ CHOSEN = {"source": (10, 8e-6), "negative": (3, 1e-5)}
 from the negative, to edit as it does."""
 
 
-NO_GRADIENT = ("require grad", "inplace operation", "autograd", "backward")
-"""What PyTorch's messages say where an operation cannot be differentiated."""
-
-
 def check_source(path: DiffusionPath) -> None:
     """Raise if `path` is not one that was inverted under a prompt and without guidance."""
     if own_negative(path) is not None:
@@ -226,17 +222,9 @@ class NullTextInversion(io.ComfyNode):
             return found, denoiser.evaluations
 
         prompts = {"positive": path.positive, "negative": null}
-        try:
-            found, evaluations = run(
-                model, prompts, path.clean, path.sigmas, invert, steps=path.steps * inner_steps
-            )
-        except RuntimeError as error:
-            if not any(word in str(error) for word in NO_GRADIENT):
-                raise
-            raise ValueError(
-                "something on the model has no gradient, such as a patch or a fused operation; "
-                "take the patches off, or use Negative-Prompt Inversion"
-            ) from error
+        found, evaluations = run(
+            model, prompts, path.clean, path.sigmas, invert, steps=path.steps * inner_steps
+        )
         embeddings = check_sampled(found.embeddings)
         own = NullText(embeddings=embeddings, cfg=cfg)
         path = path._replace(

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..core.edit import Edits
 from ..core.path import DiffusionPath
 from ..core.schedules import SPACINGS
 from ..host.denoiser import ComfyDenoiser
@@ -262,6 +263,36 @@ def solver_for(
     return solver
 
 
+def record(
+    model: ModelPatcher,
+    unknown: DiffusionPath,
+    samples: Tensor,
+    edits: Edits,
+    pure: bool | None,
+    mask: Tensor | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, int]:
+    """Generate along a path of which only the noise and the levels are known.
+
+    Args:
+        samples: a LATENT's (B, C, ...), of which the size counts, and what a `mask` keeps.
+        pure: as `PathSampler` has it.
+    Returns:
+        The path's latents (N + 1, B, C, ...), and how many evaluations it took.
+    Raises:
+        ValueError: an edit cannot work here, or the latents are no numbers.
+    """
+    positive, negative = unknown.positive, unknown.negative or []
+    edits = settle(model, edits)
+    check_edits(model, edits, unknown, positive, recorded=True)
+    check_steps(model, edits, unknown)
+    guider = PathGuider(model, unknown, positive, negative, unknown.cfg, edits)
+    sampler = PathSampler(pure=pure, keeps=True)
+    levels, noise = unknown.sigmas, unknown.latents[0]
+    sample(guider, sampler, samples, levels, noise=noise, mask=mask, seed=seed)
+    return check_sampled(torch.stack(sampler.latents)), guider.outcome.evaluations
+
+
 class RecordPath(io.ComfyNode):
     """Sample an image from noise and keep its path."""
 
@@ -335,24 +366,11 @@ class RecordPath(io.ComfyNode):
             cfg=cfg,
             fingerprint=fingerprint(model),
         )
-        edits = settle(model, edits)
-        check_edits(model, edits, unknown, positive, recorded=True)
-        check_steps(model, edits, unknown)
         # diffusers' spacings begin with pure noise below the highest level, ComfyUI's at it
         pure = True if sigmas is None and spacing in SPACINGS else None
-        guider = PathGuider(model, unknown, positive, negative, cfg, edits)
-        sampler = PathSampler(pure=pure, keeps=True)
-        sample(
-            guider,
-            sampler,
-            samples,
-            levels,
-            noise=noise,
-            mask=latent_image.get("noise_mask"),
-            seed=seed,
-        )
-        path = unknown._replace(latents=check_sampled(torch.stack(sampler.latents)))
-        evaluations = guider.outcome.evaluations
+        mask = latent_image.get("noise_mask")
+        latents, evaluations = record(model, unknown, samples, edits, pure, mask, seed)
+        path = unknown._replace(latents=latents)
         text = f"Recorded: {cost(path.steps, evaluations)}{auto_steps(model, steps, sigmas)}"
         text += f", cfg {cfg:g} (auto)" * (given == AUTO)
         figures = {"steps": path.steps, "evaluations": evaluations, "cfg": cfg}

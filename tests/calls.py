@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -108,3 +108,21 @@ def state(model: Any) -> dict[str, Any]:
         "hook mode": model.hook_mode,
         "forward hooks": len(model.model.diffusion_model._forward_hooks),
     }
+
+
+@contextmanager
+def during_call(model: Any, number: int, act: Callable[[], None]) -> Iterator[None]:
+    """Do something while the network is asked for the `number`th time."""
+    calls = 0
+
+    def hook(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            act()
+
+    handle = model.model.diffusion_model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

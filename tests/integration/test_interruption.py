@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import network_calls, results, state
+from diffusion_path.tests.calls import during_call, network_calls, results, state
 from diffusion_path.tools.host import Server
 
 STEPS = 6
@@ -55,24 +54,6 @@ def run(model: Any) -> Run:
         return [value["samples"] if isinstance(value, dict) else value for value in values]
 
     return run
-
-
-@contextmanager
-def during_call(model: Any, number: int, act: Callable[[], None]) -> Iterator[None]:
-    """Do something while the network is asked for the `number`th time."""
-    calls = 0
-
-    def hook(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            act()
-
-    handle = model.model.diffusion_model.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def assert_same(run: list[torch.Tensor], undisturbed: list[torch.Tensor]) -> None:

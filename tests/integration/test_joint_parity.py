@@ -27,7 +27,7 @@ from diffusion_path.tests.reference_joint_attention import (
     word_map,
 )
 
-STEPS, CFG, TOLERANCE = 10, 4.0, 1e-3
+STEPS, CFG, TOLERANCE = 10, 4.0, 5e-4
 HORSE, ZEBRA = "a horse on a blue background", "a zebra on a blue background"
 
 
@@ -95,7 +95,7 @@ def watched() -> set[int]:
 def assert_same(side: Side, reference: JointReference, controls: Controls, *nodes: Any) -> None:
     ours = side.edited(*nodes)
     theirs = reference.run(side.latents, HORSE, ZEBRA, "", controls, CFG)
-    assert error(theirs[-1], side.plain) > 4 * TOLERANCE  # there is something to agree about
+    assert error(theirs[-1], side.plain) > 10 * TOLERANCE  # there is something to agree about
     for mine, wanted in zip(ours, theirs, strict=True):
         assert error(mine, wanted) <= TOLERANCE
 

@@ -152,6 +152,16 @@ def test_it_leaves_the_models_as_they_were(demo: Demo):
     assert "diffusion path" not in demo.model.additional_models
 
 
+def test_a_model_without_a_gradient_is_refused_in_a_sentence(demo: Demo):
+    def apart(apply: Any, given: dict[str, Any]) -> Tensor:
+        return apply(given["input"], given["timestep"], **given["c"]).detach()
+
+    model = demo.model.clone()
+    model.set_model_unet_function_wrapper(apart)
+    with pytest.raises(ValueError, match=r"has no gradient.*take the patches off"):
+        demo.record(demo.guidance(end=0.3), model=model)
+
+
 def test_its_models_are_loaded_with_the_model(demo: Demo):
     from diffusion_path.core.edit import Edit
     from diffusion_path.host.guider import with_models

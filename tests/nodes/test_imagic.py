@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,16 @@ from torch import Tensor
 from diffusion_path.demo import MODEL
 from diffusion_path.inversion.imagic import levels_of, random_places
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import call, edited, network_calls, refused, results, state, text
+from diffusion_path.tests.calls import (
+    call,
+    during_call,
+    edited,
+    network_calls,
+    refused,
+    results,
+    state,
+    text,
+)
 
 STEPS, CHECKS = 3, 20
 """The steps of a short optimisation, and the calls that measure it."""
@@ -214,23 +222,6 @@ def test_the_mixture_lies_between_the_picture_and_the_new_prompt(demo: Demo):
         made.append(results("RecordPath", latent_image=one, **inputs)[1]["samples"])
     half, whole = ((one - made[0]).norm() for one in made[1:])
     assert 0 < half < whole
-
-
-@contextmanager
-def during_call(model: Any, number: int, act: Callable[[], None]) -> Iterator[None]:
-    calls = 0
-
-    def hook(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            act()
-
-    handle = model.model.diffusion_model.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def test_an_interruption_ends_it_at_once_and_leaves_nothing_behind(demo: Demo):
