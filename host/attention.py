@@ -101,10 +101,10 @@ class Call(Rows):
         """What of queries, keys or values is the picture's; a view."""
         return x[..., self.place, :]
 
-    def over_keys(self, weights: Tensor) -> Tensor:
+    def over_keys(self, weights: Tensor, keys: int) -> Tensor:
         """A prompt's weights (tokens, n), spread over all keys (keys, n), 0 at those of a picture;
-        a prompt's copies have the same."""
-        keys, tokens = self.k.shape[-2], len(weights)
+        a prompt's copies have the same. Keys of another picture may stand behind the call's own."""
+        tokens = len(weights)
         if self.text is None:
             return weights.repeat(keys // tokens, 1)
         before = self.text.stop - tokens if self.text_ends else self.text.start
@@ -446,7 +446,7 @@ class AttentionControl:
             if (watch, tokens) not in self._weights:
                 # Where the text's tokens are not the only ones, all of them stand behind.
                 weights = F.pad(watch.weights, (0, int(call.text is not None)), value=1.0)
-                self._weights[watch, tokens] = call.over_keys(weights).to(call.q)
+                self._weights[watch, tokens] = call.over_keys(weights, tokens).to(call.q)
             found = _products(maps, self._weights[watch, tokens], call, part)
             if call.text is not None:
                 *words, text = found.unbind(dim=-1)

@@ -424,8 +424,8 @@ class TransformerControl(AttentionControl):
                 of_places.append(strength * peak * covered)
                 of_tokens.append(phrase.tokens)
         ranks = [one.expand(len(q), q.shape[1], places) for one in of_places]
-        of_keys = call.over_keys(torch.stack([one.float() for one in of_tokens], dim=-1))
-        return torch.stack(ranks, dim=-1), of_keys[None, None]
+        weights = torch.stack([one.float() for one in of_tokens], dim=-1)
+        return torch.stack(ranks, dim=-1), call.over_keys(weights, k.shape[-2])[None, None]
 
 
 def _by_heads(x: Tensor, heads: int) -> Tensor:

@@ -94,6 +94,7 @@ class DemoCLIPVision(io.ComfyNode):
                     display_name="clip_vision", tooltip="For CLIP Guidance and CLIP Vision Encode."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -48,6 +48,7 @@ class ILVR(io.ComfyNode):
                 edits_input(),
             ],
             outputs=[edits_output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

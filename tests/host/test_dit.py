@@ -77,7 +77,10 @@ class Watching:
         whose = {"target": [], "source": None, "size": (), "place": place}
         how = {"whole": nobody, "attend": nobody, "heads": 1, "text": text}
         call = Call(q=q, k=k, v=v, text_ends=control.text_ends, **whose, **how)
-        start = call.text_start(self.tokens)
+        start = 0
+        if text is not None:
+            first = torch.eye(self.tokens)[:, :1]
+            start = int(call.over_keys(first, k.shape[-2]).argmax())
         self.calls.append(Seen(layer, kind, k.clone(), place, text, start))
         return attention(q, k, v, *args, **named)
 
