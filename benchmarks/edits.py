@@ -87,14 +87,15 @@ def measure(rows: Iterable[Row], batch: Batch, judge: Judge) -> Iterable[Measure
 def line(row: Measured) -> str:
     """A row of the table."""
     dB = [f"{mean(row.scores, name):.1f}" for name in ("psnr", "inside", "outside")]
-    iou = mean(row.scores, "iou")
-    figures = [*dB, f"{mean(row.scores, 'confirmed'):.0%}", "" if iou is None else f"{iou:.2f}"]
+    parts = [mean(row.scores, name) for name in ("direction", "iou")]
+    figures = [*dB, f"{mean(row.scores, 'confirmed'):.0%}"]
+    figures += ["" if part is None else f"{part:.2f}" for part in parts]
     return " | ".join(["", row.name, *figures, f"{row.evaluations:.0f}", ""]).strip()
 
 
 HEAD = """\
-| technique | PSNR | inside | outside | judge | mask IoU | evaluations |
-|---|--:|--:|--:|--:|--:|--:|"""
+| technique | PSNR | inside | outside | judge | direction | mask IoU | evaluations |
+|---|--:|--:|--:|--:|--:|--:|--:|"""
 
 
 def by_kind(rows: Sequence[Measured], edits: Sequence[Edit]) -> str:
@@ -125,6 +126,8 @@ otherwise.
   inside says little.
 - judge: how many edited pictures the classifier confirms as the target scene in full: background,
   every object, its place, and nothing else.
+- direction: CLIP's directional similarity, -1 to 1: the cosine between the change of the picture
+  and the change of the prompt, as the demo CLIP sees them. The truth of another edit has 0.22.
 - mask IoU: of the mask found and the true one. Both are averaged over the latent's 16 x 16 cells
   and thresholded at one half.
 - evaluations: of the network for each edit. One is one latent under one condition.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ class Score:
         inside, outside: over the pixels that the edit changes, and over the rest.
         confirmed: whether the judge sees the target scene, all of it and nothing else.
         iou: of the mask found and the true one; None for techniques without a mask.
+        direction: CLIP's directional similarity, -1 to 1; None where it was not measured.
     """
 
     psnr: float
@@ -35,6 +39,7 @@ class Score:
     outside: float
     confirmed: bool
     iou: float | None
+    direction: float | None = None
 
 
 def score(edited: Edited, edits: list[Edit], judge: Judge) -> list[Score]:
@@ -42,8 +47,11 @@ def score(edited: Edited, edits: list[Edit], judge: Judge) -> list[Score]:
     pictures = to_uint8(edited.images)
     verdicts = judge.verdict(pictures)
     masks = [None] * len(edits) if edited.masks is None else list(edited.masks)
+    turned = directions(pictures, edits)
     scores = []
-    for picture, verdict, mask, edit in zip(pictures, verdicts, masks, edits, strict=True):
+    for picture, verdict, mask, edit, direction in zip(
+        pictures, verdicts, masks, edits, turned, strict=True
+    ):
         error = ((picture.astype(float) - edit.after) / 255) ** 2
         scores.append(
             Score(
@@ -52,9 +60,48 @@ def score(edited: Edited, edits: list[Edit], judge: Judge) -> list[Score]:
                 outside=psnr(error[~edit.mask]),
                 confirmed=verdict == truth(edit.target),
                 iou=None if mask is None else iou(mask, torch.from_numpy(edit.mask)),
+                direction=direction,
             )
         )
     return scores
+
+
+def directions(pictures: np.ndarray, edits: Sequence[Edit]) -> list[float]:
+    """How much each picture has changed as its prompt has: the cosine between the two differences
+    in the demo CLIP's space, 0 where nothing has changed (StyleGAN-NADA, arXiv 2108.00946,
+    section 4)."""
+    before = picture_vectors(np.stack([edit.before for edit in edits]))
+    source = torch.cat([prompt_vector(edit.source_prompt) for edit in edits])
+    target = torch.cat([prompt_vector(edit.target_prompt) for edit in edits])
+    return F.cosine_similarity(picture_vectors(pictures) - before, target - source).tolist()
+
+
+def picture_vectors(pictures: np.ndarray) -> Tensor:
+    """The demo CLIP's unit vectors of uint8 pictures (N, H, W, 3)."""
+    images = torch.from_numpy(pictures).float() / 255
+    return F.normalize(_vision().encode_image(images)["image_embeds"].float(), dim=-1)
+
+
+@cache
+def prompt_vector(prompt: str) -> Tensor:
+    """The demo CLIP's unit vector of a prompt, (1, width)."""
+    from ..host.clip import text_vector
+
+    return text_vector(_clip(), prompt, _vision().config["projection_dim"]).cpu()
+
+
+@cache
+def _clip() -> Any:
+    from ..demo.loader import load_clip
+
+    return load_clip()
+
+
+@cache
+def _vision() -> Any:
+    from ..demo.loader import load_clip_vision
+
+    return load_clip_vision()
 
 
 def mean(scores: list[Score], name: str) -> float | None:

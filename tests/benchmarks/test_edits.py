@@ -158,3 +158,16 @@ def test_masks_are_compared_on_the_cells_of_the_latent() -> None:
     assert iou(found.roll(8, dims=1), true) == 0
     found[:8, 8:] = 1
     assert iou(found, true) == 0.5
+
+
+def test_a_picture_that_changes_as_its_prompt_has_the_direction_of_its_prompt() -> None:
+    from diffusion_path.benchmarks.edits import draw_edits
+    from diffusion_path.benchmarks.scores import directions
+
+    edits = draw_edits("held_out", 4)
+    after = np.stack([edit.after for edit in edits])
+    with torch.inference_mode():
+        nothing = directions(np.stack([edit.before for edit in edits]), edits)
+        right, wrong = directions(after, edits), directions(np.roll(after, 1, axis=0), edits)
+    assert nothing == [0.0] * len(edits)
+    assert sum(right) / len(edits) > 0.5 > sum(wrong) / len(edits) + 0.2
