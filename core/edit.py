@@ -118,6 +118,8 @@ class Need(enum.Flag):
     """The source's prompts."""
     ATTENTION = enum.auto()
     """A network whose attention can be changed."""
+    GRADIENTS = enum.auto()
+    """A network that gradients can go through."""
 
 
 class Edit:

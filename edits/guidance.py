@@ -40,7 +40,7 @@ class Guidance(Edit):
 
     hint: ClassVar[str] = "raise the scale or the end of CLIP Guidance"
     keeps: ClassVar[str] = "lower the scale or raise the start of CLIP Guidance"
-    needs: ClassVar[Need] = Need(0)
+    needs: ClassVar[Need] = Need.GRADIENTS
 
     energy: Energy
     models: Sequence[Any] = ()

@@ -26,6 +26,7 @@ from ..samplers.solvers import check_eta, solver_of
 from ..samplers.walk import transitions_of, walk, where
 from .conditions import Conds
 from .denoiser import OURS, ComfyDenoiser
+from .model import with_gradients
 
 T = TypeVar("T")
 
@@ -326,7 +327,14 @@ def progress_of(
 
 
 def with_models(model: ModelPatcher, edits: Edits) -> ModelPatcher:
-    """The model, and a clone of it if edits have models of their own, to load with it."""
+    """The model, loaded as a whole if edits need gradients; and a clone of it if edits have models
+    of their own, to load with it.
+
+    Raises:
+        ValueError: edits need gradients, and the model has none.
+    """
+    if any(Need.GRADIENTS in edit.needs for edit in edits):
+        model = with_gradients(model, distilled=True)
     beside = [one for edit in edits for one in edit.models]
     if not beside:
         return model

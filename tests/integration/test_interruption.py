@@ -16,6 +16,7 @@ from diffusion_path.tools.host import Server
 STEPS = 6
 SOURCE, TARGET, NEGATIVE = (tiny_models.conditioning(16, seed=seed) for seed in range(3))
 NODES = ["DDIMInversion", "RecordPath", "NullTextInversion", "DiffEditMask", "Sampler"]
+NODES += ["OptimizePrompt"]
 each_node = pytest.mark.parametrize("name", NODES)
 Run = Callable[..., list[torch.Tensor]]
 
@@ -44,11 +45,14 @@ def run(model: Any) -> Run:
             "latent_image": picture,
             "maps": STEPS,
         },
+        "OptimizePrompt": {"positive": TARGET, **steps},
         "Sampler": {"path": path, "edits": edits, "eta": 0.5} | prompts,
     }
 
     def run(name: str, using: Any = model) -> list[torch.Tensor]:
         outputs = results(name, model=using, **inputs[name])
+        if name == "OptimizePrompt":
+            outputs = [prompt[0][0] for prompt in outputs]
         prompts_aside = [value for value in outputs if not isinstance(value, list)]
         values = [getattr(value, "latents", value) for value in prompts_aside]
         return [value["samples"] if isinstance(value, dict) else value for value in values]

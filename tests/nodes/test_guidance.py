@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_path.tests.calls import call, refused, results
+from diffusion_path.tests.calls import call, network_calls, refused, results
 
 STEPS = 8
 TEXT = "a red heart on a blue background"
@@ -160,6 +160,16 @@ def test_a_model_without_a_gradient_is_refused_in_a_sentence(demo: Demo):
     model.set_model_unet_function_wrapper(apart)
     with pytest.raises(ValueError, match=r"has no gradient.*take the patches off"):
         demo.record(demo.guidance(end=0.3), model=model)
+
+
+def test_a_model_that_gradients_cannot_go_through_is_refused_before_it_is_called(demo: Demo):
+    (two,) = results("Experts", high_noise=demo.model, low_noise=demo.model)[:1]
+    with (
+        network_calls(demo.model) as calls,
+        pytest.raises(ValueError, match="Record Path.*two models that take turns"),
+    ):
+        demo.record(demo.guidance(), model=two)
+    assert calls.calls == 0
 
 
 def test_its_models_are_loaded_with_the_model(demo: Demo):

@@ -138,6 +138,11 @@ def maps(setting: Setting) -> tuple[Tensor, torch.Size]:
     return found, torch.Size((1, 8 * height, 8 * width))
 
 
+def h_space(setting: Setting) -> tuple[Tensor, torch.Size]:
+    edits = results("HSpace", towards=setting.target, base=setting.source)[0]
+    return setting.sample(setting.path, edits), setting.path.clean.shape
+
+
 SOURCE, TARGET = "a red apple on a blue background", "a red pear on a blue background"
 ON_WORDS = ("PromptToPrompt", "Reweight", "LocalBlend")
 
@@ -160,6 +165,8 @@ USES: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "DDPM": ddpm,
     "FlowEdit": edit("FlowEdit", source_cfg=2.0, strength=0.7, start=0.0),
     "UniEdit": edit("UniEdit", alpha=1.0),
+    "ILVR": edit("ILVR"),
+    "Resample": edit("Resample", jump=1, resamplings=2),
 }
 ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "PromptToPrompt": edit("PromptToPrompt", self_limit=64),
@@ -168,6 +175,7 @@ ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "PaintWithWords": edit("PaintWithWords", phrase="red pear", mask=torch.ones(1, 8, 8)),
     "AttentionMaps": maps,
     "Concept": edit("Concept"),
+    "HSpace": h_space,
 }
 
 
