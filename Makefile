@@ -24,11 +24,12 @@ demo: setup  ## every example workflow in a real ComfyUI; pictures in demo-outpu
 test: setup  ## all tests
 	@$(RUN) pytest
 
-lint: setup  ## style and types
+lint: setup  ## style, types, imports, and the registry's checks
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(VENV)/bin/lint-imports
+	@$(RUN) $(PACK).tools.release validate
 
 format: setup  ## let ruff lay out the code and fix what it can
 	@$(RUN) ruff check --fix .
