@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -187,7 +188,7 @@ def table(runs: dict[str, Callable[[], Any]], steps: int, repeats: int, scaled: 
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(folder: Path = RESULTS) -> None:
     """Measure and write."""
     with torch.inference_mode():
         demo, flow = Demo.load(), Demo.load("flow")
@@ -215,8 +216,8 @@ def main() -> None:
         "One double and one single block. What word maps add is that of these blocks, as a part "
         f"of {FLUX_BLOCKS} blocks of which {FLUX_MAPS} are looked at.\n\n{largest}\n"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "attention.md").write_text(text_)
+    folder.mkdir(exist_ok=True)
+    (folder / "attention.md").write_text(text_)
     print(text_)
 
 

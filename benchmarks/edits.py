@@ -271,9 +271,14 @@ def chosen(rows: Iterable[Row], kind: str, names: Sequence[str]) -> list[Row]:
     return found
 
 
-def main(kind: str = "unet", names: Sequence[str] = (), folder: Path = RESULTS) -> None:
+def main(
+    kind: str = "unet",
+    names: Sequence[str] = (),
+    folder: Path = RESULTS,
+    per_kind: int = PER_KIND,
+) -> None:
     """Measure rows, and write the results after each."""
-    rows, edits = chosen(ROWS, kind, names), draw_edits("held_out", PER_KIND)
+    rows, edits = chosen(ROWS, kind, names), draw_edits("held_out", per_kind)
     order = [row.name for row in chosen(ROWS, kind, ())]
     with torch.inference_mode():
         batch = Batch(Demo.load(kind), edits)

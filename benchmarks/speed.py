@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -148,7 +149,7 @@ def starting(imports: int = IMPORTS, starts: int = STARTS) -> str:
     )
 
 
-def main() -> None:
+def main(folder: Path = RESULTS) -> None:
     """Measure and write."""
     with torch.inference_mode():
         table = sampling()
@@ -161,8 +162,8 @@ def main() -> None:
         "comparison.\n\n"
         f"{table}\n\n## Starting ComfyUI\n\n{starting()}\n"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "speed.md").write_text(text)
+    folder.mkdir(exist_ok=True)
+    (folder / "speed.md").write_text(text)
     print(text)
 
 
