@@ -1,0 +1,242 @@
+"""One ComfyUI with its model loaded, which runs rows one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from . import storage
+from .manifest import Value
+from .pictures import png, upright
+from .results import Line, names
+from .server import ComfyUIError, Server, Workflow, find_comfyui
+from .workflow import Plan, figures, plan, typed
+
+RECORD = "workflow.json"
+"""The workflow of a run, in its output folder."""
+
+ROW_SECONDS = 3600
+"""After that a row has failed, and its ComfyUI is started anew."""
+
+NAN = "invalid value encountered in cast"
+"""What numpy says, and ComfyUI goes on to save black, where a picture holds NaN."""
+
+
+class OutputError(Exception):
+    """A reason, in one sentence, why results cannot be written: no row's fault."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row as a worker gets it: where it stands in the manifest, and what its result is called."""
+
+    number: int
+    id: str
+    name: str
+    cells: dict[str, Value]
+
+
+def digest(data: bytes) -> str:
+    """What tells a file's contents from any other's."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def contents_of(digests: Mapping[str, str]) -> str:
+    """One digest of the files that a row names, by column."""
+    return digest(repr(sorted(digests.items())).encode())[:32]
+
+
+def sentence(error: Exception) -> str:
+    """Why a row failed."""
+    said = storage.reason(error)
+    if NAN in said:
+        return (
+            "the picture holds NaN, as half precision makes them: take another seed or cfg, or a "
+            "model or VAE in full precision"
+        )
+    return (
+        said if isinstance(error, ComfyUIError | ValueError) else f"{type(error).__name__}: {said}"
+    )
+
+
+class Worker:
+    """Runs rows; Ray keeps one for each graphics card, or for each few cores."""
+
+    def __init__(
+        self, workflow: Workflow, folder: str, output: str, *, gpu: bool, threads: int
+    ) -> None:
+        """Keep what the rows have in common.
+
+        Args:
+            folder: what relative names in the manifest start from.
+            output: the folder for pictures, which holds RECORD.
+            gpu: run on the graphics card that Ray has chosen, and else on the CPU.
+            threads: of the CPU.
+        """
+        self.workflow, self.folder, self.output = workflow, folder, storage.Folder(output)
+        self.gpu, self.threads = gpu, threads
+        self.plans: dict[frozenset[str], Plan] = {}
+        self.loaded: dict[str, tuple[str, str]] = {}
+        self.server: Server | None = None
+
+    def start(self) -> str:
+        """Start ComfyUI; returns a name for this worker.
+
+        Raises:
+            ComfyUIError: there is none, or it does not start.
+            OutputError: the output folder is not the same here as where the command was started.
+        """
+        try:
+            seen = RECORD in self.output.sizes()
+        except OSError:
+            seen = False
+        if not seen:
+            raise OutputError(
+                f"{platform.node()} does not see the output folder {self.output.location}: "
+                "give a folder that all machines share, or an address such as s3://..."
+            )
+        warnings = [os.environ.get("PYTHONWARNINGS", ""), f"error:{NAN}:RuntimeWarning"]
+        server = Server(
+            "--cache-classic",  # what the last row had in common with the next, and no more
+            *([] if self.gpu else ["--cpu"]),
+            models=find_comfyui() / "models",
+            environment={
+                "OMP_NUM_THREADS": str(self.threads),
+                "PYTHONWARNINGS": ",".join(filter(None, warnings)),
+            },
+        )
+        self.server = server.__enter__()
+        self.info = server.object_info()
+        self.name = f"{platform.node()}:{server.process.pid}"
+        return self.name
+
+    def stop(self) -> None:
+        """End ComfyUI."""
+        if self.server is not None:
+            self.server.__exit__()
+            self.server = None
+
+    def run(self, task: Task) -> Line:
+        """Make a row's picture; what became of it, as far as it is not known from the row.
+
+        Raises:
+            OutputError: the picture cannot be written.
+        """
+        if self.server is None:
+            self.start()
+        started = time.monotonic()
+        line: Line = {"status": "failed", "error": None, "seed": None}
+        try:
+            self.edit(task, line)
+            line["status"] = "done"
+        except OutputError:
+            raise
+        except Exception as error:  # whatever a row brings, the others go on
+            line["error"] = sentence(error)
+        finally:
+            self.sweep()
+        line["seconds"] = round(time.monotonic() - started, 3)
+        line["worker"] = self.name
+        line["finished"] = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return line
+
+    def edit(self, task: Task, line: Line) -> None:
+        """Make a row's picture, and say in `line` what there is to say."""
+        assert self.server is not None
+        columns = frozenset(task.cells)
+        if columns not in self.plans:
+            self.plans[columns] = plan(self.workflow, sorted(columns))
+        planned = self.plans[columns]
+        cells = self.with_files(task, planned, line)
+        workflow = planned.filled(cells)
+        typed(workflow, [end for ends in planned.inputs.values() for end in ends], self.info)
+        # Of a name of its own, so that a row like the one before is saved too.
+        workflow[planned.saver]["inputs"]["filename_prefix"] = task.id
+        line["seed"] = planned.seed(cells)
+        history = self.history(workflow)
+        line |= figures(planned, history)
+        saved = history["outputs"].get(planned.saver, {}).get("images") or []
+        if not saved:
+            raise ValueError("ComfyUI has saved no picture")
+        line["result"], line["bytes"] = f"{task.name}.png", []
+        for name, one in zip(names(line["result"], len(saved)), saved, strict=True):
+            data = (self.server.base / "output" / one["subfolder"] / one["filename"]).read_bytes()
+            line["bytes"].append(len(data))
+            self.write(name, data)
+
+    def history(self, workflow: Workflow) -> dict[str, Any]:
+        """ComfyUI's account of a run; if ComfyUI has died of it, this process ends as well."""
+        assert self.server is not None
+        try:
+            prompt_id = self.server.queue(workflow)
+            history = self.server.wait(prompt_id, ROW_SECONDS)
+            self.server.forget(prompt_id)
+            return history
+        except OSError as error:  # ComfyUITimeout is one
+            ended = self.server.ended()
+            self.stop()
+            if ended:
+                os._exit(1)  # the driver hears of it from Ray, and counts
+            raise ComfyUIError(f"ComfyUI does not answer: {storage.reason(error)}") from None
+        except ComfyUIError:
+            if self.server.ended(patience=0):
+                self.stop()
+                os._exit(1)
+            raise
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a picture into the output folder."""
+        try:
+            self.output.write(name, data)
+        except Exception as error:
+            raise OutputError(
+                f"{self.output.at(name)} cannot be written: {storage.reason(error)}"
+            ) from None
+
+    def sweep(self) -> None:
+        """Remove what ComfyUI has written for a row."""
+        if self.server is not None:
+            for folder in ("output", "temp"):
+                for one in (self.server.base / folder).iterdir():
+                    shutil.rmtree(one) if one.is_dir() else one.unlink()
+
+    def load(self, column: str, location: str) -> tuple[str, str]:
+        """Copy a picture into ComfyUI's input folder; its name there, and its digest."""
+        assert self.server is not None
+        try:
+            data = storage.read(location)
+            picture = upright(data)
+        except Exception as error:
+            raise ValueError(
+                f"the {column} {storage.shown(location)} cannot be read: {storage.reason(error)}"
+            ) from None
+        name = f"{digest(data)[:32]}.png"
+        (self.server.base / "input" / name).write_bytes(png(picture))
+        return name, digest(data)
+
+    def with_files(self, task: Task, planned: Plan, line: Line) -> dict[str, Value]:
+        """A row's cells, with its pictures in ComfyUI's input folder and named as they are there.
+
+        Raises:
+            ValueError: a picture cannot be read, in a sentence.
+        """
+        assert self.server is not None
+        cells, digests, loaded = dict(task.cells), {}, {}
+        for column in sorted(planned.files & cells.keys()):
+            location = storage.joined(self.folder, str(cells[column]))
+            if location not in self.loaded:
+                self.loaded[location] = self.load(column, location)
+            loaded[location] = self.loaded[location]
+            cells[column], digests[column] = loaded[location]
+        line["contents"] = contents_of(digests)
+        for name in {name for name, _ in self.loaded.values()} - set(cells.values()):
+            (self.server.base / "input" / str(name)).unlink(missing_ok=True)
+        self.loaded = loaded
+        return cells
