@@ -15,6 +15,7 @@ from diffusion_path.tests.calls import state
 from diffusion_path.tests.seam import patches
 from diffusion_path.tests.seam.workflow import (
     ON_ATTENTION,
+    PRESETS,
     USES,
     Setting,
     demo,
@@ -26,7 +27,7 @@ from diffusion_path.tests.seam.workflow import (
 )
 
 UNET_USES = USES | ON_ATTENTION
-SELF_ATTENTION = {"PromptToPrompt"}
+SELF_ATTENTION = {"PromptToPrompt", "KeepBackground", *PRESETS}
 MASKS = {name for name in USES if name.startswith("mask")}
 REFUSED: dict[str, set[str]] = {
     "HyperTile": SELF_ATTENTION,
@@ -75,6 +76,14 @@ SOME = ("invert under guidance", "mask by x0", "sample at cfg 5", "MDPCondition"
 @pytest.mark.parametrize("patch", patches.DIT)
 def test_on_a_patched_transformer(comfy: Path, name: str, patch: str, use: str):
     assert works(USES[use], patched(tiny(name), patches.DIT[patch], f"{name} {patch}"))
+
+
+@pytest.mark.parametrize("use", sorted(ON_ATTENTION.keys() - {"HSpace"}))
+@pytest.mark.parametrize("patch", patches.DIT)
+def test_attention_control_on_a_patched_transformer(comfy: Path, patch: str, use: str):
+    flow = demo("flow")
+    setting = patched(flow, patches.DIT[patch], f"flow {patch}")
+    assert works(ON_ATTENTION[use], setting) or use in REFUSED.get(patch, ())
 
 
 @pytest.mark.parametrize("patch", patches.DIT)

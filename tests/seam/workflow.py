@@ -145,6 +145,7 @@ def h_space(setting: Setting) -> tuple[Tensor, torch.Size]:
 
 SOURCE, TARGET = "a red apple on a blue background", "a red pear on a blue background"
 ON_WORDS = ("PromptToPrompt", "Reweight", "LocalBlend")
+PRESETS = ("MasaCtrl", "Plug-and-Play", "RF-Solver", "Stable Flow", "StyleAligned")
 
 USES: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "invert": invert,
@@ -176,18 +177,21 @@ ON_ATTENTION: dict[str, Callable[[Setting], tuple[Tensor, torch.Size]]] = {
     "AttentionMaps": maps,
     "Concept": edit("Concept"),
     "HSpace": h_space,
+    "KeepBackground": edit("KeepBackground", mask=torch.full((1, 8, 8), 0.5)),
+    **{name: edit("SourceFeatures", preset=name) for name in PRESETS},
 }
 
 
 @cache
-def demo() -> Setting:
-    """The demo model with a random picture: a UNet whose prompts are real."""
-    model, clip, vae, _ = results("DemoModel")
+def demo(kind: str = "unet") -> Setting:
+    """A demo model with a random picture; its prompts are real."""
+    model, clip, vae, _ = results("DemoModel", kind=kind)
     words = {"clip": clip, "source_prompt": SOURCE, "target_prompt": TARGET}
     source, target, pair = results("PromptPair", **words)
     negative = results("PromptPair", **(words | {"source_prompt": "", "target_prompt": ""}))[0]
     picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Setting(model, source, target, negative, {"samples": picture}, clip, vae, pair)
+    key = "" if kind == "unet" else kind
+    return Setting(model, source, target, negative, {"samples": picture}, clip, vae, pair, key)
 
 
 @cache
