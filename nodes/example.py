@@ -100,7 +100,7 @@ class ExamplePicture(io.ComfyNode):
         try:
             with Image.open(file_of(picture, photo)) as opened:
                 upright = ImageOps.exif_transpose(opened).convert("RGBA")
-        except OSError as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{shown(photo)} cannot be read as a picture; choose another file"
             ) from error

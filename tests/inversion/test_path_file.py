@@ -246,6 +246,17 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
     assert "is damaged or is no safetensors" in refusal(tmp_path / "picture.safetensors")
 
 
+def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path):
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"latents": Hostile()}, tmp_path / "pickle.safetensors")
+    with pytest.raises(ValueError, match=r"damaged or is no safetensors file"):
+        load_path(tmp_path / "pickle.safetensors")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path):
     file = tmp_path / "path.safetensors"
     header = json.dumps({"__metadata__": {"format": "diffusion_path"}}).encode()

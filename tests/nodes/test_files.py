@@ -421,3 +421,27 @@ def test_nothing_is_put_into_the_input_folder_at_start(comfy, output: Path):
 
     asyncio.run(DiffusionPathExtension().on_load())
     assert files(output.parent / "in") == []
+
+
+@pytest.mark.parametrize("name", ["../outside/cat.png", "{root}/outside/cat.png", "..\\cat.png"])
+def test_a_photo_from_outside_comfyuis_folders_is_not_loaded(comfy, output: Path, name: str):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(output.parent / "outside" / "cat.png")
+    name = name.format(root=output.parent)
+    assert "there is no file" in node("ExamplePicture").validate_inputs(photo=name)
+    refused("ExamplePicture", "choose another", picture="horse", photo=name)
+
+
+def test_a_photo_that_would_fill_the_memory_is_refused(comfy, output: Path):
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)  # 10 GB of pixels
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    (output.parent / "in" / "bomb.png").write_bytes(bomb)
+    refused("ExamplePicture", "bomb.png", "choose another", picture="horse", photo="bomb.png")

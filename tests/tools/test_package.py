@@ -88,6 +88,8 @@ def test_it_runs_an_example_in_a_fresh_comfyui(
     requirements = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
     subprocess.run(requirements, cwd=installed, check=True)
 
+    before = files_in(installed)
+
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui_path()))
     monkeypatch.setattr("diffusion_path.batch.server.ROOT", installed)
     with Server() as server:
@@ -100,3 +102,13 @@ def test_it_runs_an_example_in_a_fresh_comfyui(
     for picture in pictures:
         assert min(Image.open(io.BytesIO(picture)).size) >= 128
     assert "IMPORT FAILED" not in log and "Traceback" not in log
+    assert files_in(installed) == before
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder with its contents, but what Python compiles."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
