@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -120,8 +122,9 @@ def missing(
     def is_settled(task: Task) -> bool:
         if (line := journal.lines.get(task.id)) is None:
             return False
-        now = {column: digests[location] for column, location in files(task).items()}
-        gone = None in now.values()
+        found = {column: digests[location] for column, location in files(task).items()}
+        now = {column: there for column, there in found.items() if there is not None}
+        gone = len(now) < len(found)
         same = line.get("contents") == (None if gone else contents_of(now))
         if line.get("status") == "failed":
             return same and not retry_failed
@@ -247,6 +250,7 @@ class Crew:
                 self.dismiss(member, None)
                 return None
         else:
+            tqdm.write(f"a worker has died on row {task.number}, another begins", sys.stderr)
             self.deaths[task.id] += 1
             if self.deaths[task.id] < TRIES:
                 member.rows.appendleft(task)
@@ -295,7 +299,7 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
             "Ray is missing: run pip install ray, or install the pack with [batch]"
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address:
             ray.init(address, **quiet)
@@ -310,14 +314,15 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
             )
     except (ConnectionError, ValueError, OSError) as error:
         raise BatchError(f"Ray cannot be reached: {storage.reason(error)}") from None
-    try:
+    try:  # what Ray prints of dead workers, Crew says in a sentence
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         share: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads}
         most = gpus or max(1, int(there["CPU"]) // threads)
         share |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {ENDING: 1}}
         hire = ray.remote(**share)(Worker).remote
-        yield partial(hire, gpu=bool(gpus), threads=threads), workers or most
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield partial(hire, gpu=bool(gpus), threads=threads), workers or most
     finally:
         ray.shutdown()
 
@@ -363,7 +368,11 @@ def run_batch(
         raise BatchError(f"the output folder cannot be used: {said(error)}") from None
     wrong = {row.number: row.error for row in manifest.rows if row.error}
     journal.add(
-        [described(task, {"error": wrong[task.number]}) for task in tasks if task.number in wrong]
+        [
+            described(task, {"error": wrong[task.number]})
+            for task in tasks
+            if task.number in wrong and task.id not in journal.lines
+        ]
     )
     todo = missing(
         [task for task in tasks if task.number not in wrong],

@@ -101,7 +101,7 @@ def checked(number: int, cells: dict[str, Any] | str) -> Row:
         if problem := wrong(value):
             return Row(number, error=f"{storage.shown(str(column), 60)} {problem}")
         if name in kept:
-            return Row(number, error=f"{column} is given twice, also as {ALIASES[column]}")
+            return Row(number, error=f"{name} is given twice: leave out one of its names")
         kept[name] = value
     return Row(number, kept)
 

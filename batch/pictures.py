@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .storage import shown
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 """Pillow knows more, some by the help of other programs."""
 
@@ -56,7 +58,8 @@ def contact_sheet(cells: Sequence[tuple[bytes | None, bytes, str]]) -> bytes:
             if data is not None:
                 tile = ImageOps.pad(upright(data).convert("RGB"), (SIDE, SIDE), color="white")
                 sheet.paste(tile, (left + place * SIDE, top))
-        while label and font.getlength(label) > 2 * SIDE:
+        label = shown(label, 100)
+        while font.getlength(label) > 2 * SIDE:
             label = label[:-1]
         draw.text((left + 2, top + SIDE + 2), label, "black", font)
     file = io.BytesIO()

@@ -123,7 +123,9 @@ def parquet(table: Sequence[Line]) -> bytes:
 
 def column(pa: Any, values: list[Any]) -> Any:
     """Values of one kind as they are; of several kinds, as texts."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    for kind in (None, pa.uint64()):  # a seed may be too large for the kind that pyarrow guesses
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            continue
+    return pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -52,12 +52,12 @@ def read(location: str) -> bytes:
     if is_url(location):
         files, path = filesystem(location)
         return bytes(files.cat_file(path))
-    path = local(location)
-    if not path.exists():
+    file = local(location)
+    if not file.exists():
         raise FileNotFoundError(f"there is no file {shown(location)}")
-    if not path.is_file():  # a pipe or a device would never end
+    if not file.is_file():  # a pipe or a device would never end
         raise ValueError(f"{shown(location)} is not a file")
-    return path.read_bytes()
+    return file.read_bytes()
 
 
 def shown(text: str, most: int = 200) -> str:

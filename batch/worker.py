@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -83,7 +84,8 @@ class Worker:
         self.workflow, self.folder, self.output = workflow, folder, storage.Folder(output)
         self.gpu, self.threads = gpu, threads
         self.plans: dict[frozenset[str], Plan] = {}
-        self.loaded: dict[str, tuple[str, str]] = {}
+        self.loaded: dict[str, str] = {}
+        """The digests of the pictures that ComfyUI's input folder holds, by where they are from."""
         self.server: Server | None = None
 
     def start(self) -> str:
@@ -112,16 +114,18 @@ class Worker:
                 "PYTHONWARNINGS": ",".join(filter(None, warnings)),
             },
         )
-        self.server = server.__enter__()
+        self.loaded = {}
+        self.server = server  # now, so that it can be ended while it starts
+        server.__enter__()
         self.info = server.object_info()
         self.name = f"{platform.node()}:{server.process.pid}"
         return self.name
 
     def stop(self) -> None:
-        """End ComfyUI."""
-        if self.server is not None:
-            self.server.__exit__()
-            self.server = None
+        """End ComfyUI, whatever it does; called beside a row when all ends."""
+        server, self.server = self.server, None
+        if server is not None and hasattr(server, "process"):
+            server.__exit__()
 
     def run(self, task: Task) -> Line:
         """Make a row's picture; what became of it, as far as it is not known from the row.
@@ -174,19 +178,20 @@ class Worker:
     def history(self, workflow: Workflow) -> dict[str, Any]:
         """ComfyUI's account of a run; if ComfyUI has died of it, this process ends as well."""
         assert self.server is not None
+        server = self.server
         try:
-            prompt_id = self.server.queue(workflow)
-            history = self.server.wait(prompt_id, ROW_SECONDS)
-            self.server.forget(prompt_id)
+            prompt_id = server.queue(workflow)
+            history = server.wait(prompt_id, ROW_SECONDS)
+            server.forget(prompt_id)
             return history
         except OSError as error:  # ComfyUITimeout is one
-            ended = self.server.ended()
+            ended = server.ended()
             self.stop()
             if ended:
                 os._exit(1)  # the driver hears of it from Ray, and counts
             raise ComfyUIError(f"ComfyUI does not answer: {storage.reason(error)}") from None
         except ComfyUIError:
-            if self.server.ended(patience=0):
+            if server.ended(patience=0):
                 self.stop()
                 os._exit(1)
             raise
@@ -207,20 +212,6 @@ class Worker:
                 for one in (self.server.base / folder).iterdir():
                     shutil.rmtree(one) if one.is_dir() else one.unlink()
 
-    def load(self, column: str, location: str) -> tuple[str, str]:
-        """Copy a picture into ComfyUI's input folder; its name there, and its digest."""
-        assert self.server is not None
-        try:
-            data = storage.read(location)
-            picture = upright(data)
-        except Exception as error:
-            raise ValueError(
-                f"the {column} {storage.shown(location)} cannot be read: {storage.reason(error)}"
-            ) from None
-        name = f"{digest(data)[:32]}.png"
-        (self.server.base / "input" / name).write_bytes(png(picture))
-        return name, digest(data)
-
     def with_files(self, task: Task, planned: Plan, line: Line) -> dict[str, Value]:
         """A row's cells, with its pictures in ComfyUI's input folder and named as they are there.
 
@@ -228,15 +219,42 @@ class Worker:
             ValueError: a picture cannot be read, in a sentence.
         """
         assert self.server is not None
-        cells, digests, loaded = dict(task.cells), {}, {}
-        for column in sorted(planned.files & cells.keys()):
-            location = storage.joined(self.folder, str(cells[column]))
-            if location not in self.loaded:
-                self.loaded[location] = self.load(column, location)
-            loaded[location] = self.loaded[location]
-            cells[column], digests[column] = loaded[location]
+        folder = self.server.base / "input"
+        named = sorted(planned.files & task.cells.keys())
+        where = {column: storage.joined(self.folder, str(task.cells[column])) for column in named}
+        read: dict[str, bytes] = {}
+        digests: dict[str, str] = {}
+        for column, location in where.items():
+            if location in self.loaded:
+                digests[column] = self.loaded[location]
+            else:
+                with reading(column, location):
+                    read[location] = storage.read(location)
+                digests[column] = digest(read[location])
         line["contents"] = contents_of(digests)
-        for name in {name for name, _ in self.loaded.values()} - set(cells.values()):
-            (self.server.base / "input" / str(name)).unlink(missing_ok=True)
-        self.loaded = loaded
-        return cells
+        for column, location in where.items():
+            if location in read:
+                with reading(column, location):
+                    (folder / name_of(digests[column])).write_bytes(png(upright(read[location])))
+        names_now = {column: name_of(digests[column]) for column in named}
+        self.loaded = {location: digests[column] for column, location in where.items()}
+        for old in folder.iterdir():  # of the last row's, those that this one does without
+            if old.name not in names_now.values():
+                old.unlink()
+        return task.cells | names_now
+
+
+def name_of(contents: str) -> str:
+    """What a picture is called in ComfyUI's input folder."""
+    return f"{contents[:32]}.png"
+
+
+@contextmanager
+def reading(column: str, location: str) -> Iterator[None]:
+    """Say which file an error is about."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"the {column} {storage.shown(location)} cannot be read: {storage.reason(error)}"
+        ) from None
