@@ -26,7 +26,7 @@ from . import attention, edits, speed
 from .batch import MODELS
 
 FOLDER = ROOT / "bench-output"
-PER_KIND = 2
+PER_KIND = 1
 
 
 def main() -> None:
