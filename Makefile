@@ -10,7 +10,8 @@ export VENV COMFYUI_PATH
 RUN := $(VENV)/bin/python -P -m
 PACK := diffusion_path
 
-.PHONY: help setup demo test lint format fuzz bench bench-model bench-gpu serve workflows locales browser
+.PHONY: help setup demo test lint format fuzz soak compat bench bench-model bench-gpu serve workflows \
+	locales browser
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,6 +38,12 @@ format: setup  ## let ruff lay out the code and fix what it can
 
 fuzz: setup  ## random workflows: N executions from SEED, or the failure kept in REPLAY
 	@$(RUN) $(PACK).tools.fuzz $(if $(REPLAY),--replay $(REPLAY),$(or $(N),500) $(or $(SEED),0))
+
+soak: setup  ## N edits on one server, from two clients, with interruptions; memory and time
+	@$(RUN) $(PACK).tools.soak $(or $(N),1000)
+
+compat: setup  ## the contract with other versions of ComfyUI, Python and PyTorch
+	@$(RUN) $(PACK).tools.compat
 
 bench: setup  ## every technique against the ground truth
 	@$(RUN) $(PACK).benchmarks

@@ -23,6 +23,7 @@ from ..core.edit import Edit, Need, Step
 from ..core.path import DiffusionPath
 from .batch import Demo, node
 from .edits import RESULTS
+from .machine import write_page
 from .speed import seconds
 
 SOURCE, TARGET = "a horse on a green background", "a zebra on a green background"
@@ -217,7 +218,7 @@ def main(folder: Path = RESULTS) -> None:
         f"of {FLUX_BLOCKS} blocks of which {FLUX_MAPS} are looked at.\n\n{largest}\n"
     )
     folder.mkdir(exist_ok=True)
-    (folder / "attention.md").write_text(text_)
+    write_page(folder / "attention.md", text_)
     print(text_)
 
 

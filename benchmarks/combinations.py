@@ -12,6 +12,7 @@ import torch
 from ..demo.judge import Judge
 from .batch import Batch, Demo
 from .edits import HEAD, RESULTS, draw_edits, line, measure
+from .machine import write_page
 from .techniques import (
     DIRECT,
     INVERSIONS,
@@ -81,7 +82,7 @@ def main(per_kind: int = PER_KIND) -> None:
     for measured in measure(rows(), batch, Judge.load()):
         table.append(line(measured))
         print(table[-1], flush=True)
-        (RESULTS / "combinations.md").write_text(head + "\n" + "\n".join(table) + "\n")
+        write_page(RESULTS / "combinations.md", head + "\n" + "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ..demo.flow import velocity
 from ..demo.judge import Judge, truth
 from ..demo.tokenizer import tokenize
 from ..demo.world import Scene, caption, random_scene, render
+from .machine import write_page
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,7 +72,7 @@ def main() -> None:
         f"guidance {GUIDANCE:g}. Flow model: Euler, {FLOW_STEPS} steps, guidance {FLOW_GUIDANCE:g}."
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "demo_model.md").write_text(f"{about}\n\n| measure | value |\n|---|---|\n{table}\n")
+    write_page(RESULTS / "demo_model.md", f"{about}\n\n| measure | value |\n|---|---|\n{table}")
     (RESULTS / "demo_model.json").write_text(json.dumps(results, indent=1) + "\n")
     for name, images in zip(("demo_model", "demo_model_flow"), generated.values(), strict=True):
         shown = np.concatenate([images[:20], images[SCENES : SCENES + 30]])

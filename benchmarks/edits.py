@@ -24,6 +24,7 @@ from ..demo.judge import Judge
 from ..demo.world import KINDS, SIZE, Edit, Kind, Split, random_edit
 from ..edits.flow_edit import FAMILIES
 from .batch import MODELS, STEPS, Batch, Demo, to_uint8
+from .machine import write_page
 from .scores import Score, mean, score
 from .sheet import cut, sheet
 from .techniques import ROWS, Row
@@ -175,7 +176,7 @@ def write(rows: Sequence[Measured], edits: Sequence[Edit], folder: Path, kind: s
         **STEPS[kind],
     )
     table = "\n".join([HEAD, *map(line, rows)])
-    (folder / f"{stem(kind)}.md").write_text(f"{head}\n{table}\n\n{by_kind(rows, edits)}\n")
+    write_page(folder / f"{stem(kind)}.md", f"{head}\n{table}\n\n{by_kind(rows, edits)}")
 
     figures = {
         "edits": described(edits),

@@ -24,6 +24,7 @@ from ..demo.judge import Judge
 from ..edits.null_text import NullText
 from .batch import Batch, Demo, node
 from .edits import RESULTS, draw_edits
+from .machine import write_page
 from .reference_null_text import Reference
 from .scores import mean, score
 from .techniques import DIRECT, INVERSIONS, Edited, Inversion
@@ -223,7 +224,7 @@ def write(text: str, lines: list[Line], costs: dict[str, list[Cost]], limit: flo
     head = EXPLANATION.format(count=count, limit=limit)
     table = "\n".join([HEAD, *map(row, lines)])
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "inversion.md").write_text(f"{head}\n{table}\n\n## Speed\n\n{text}\n")
+    write_page(RESULTS / "inversion.md", f"{head}\n{table}\n\n## Speed\n\n{text}")
     figures = {
         "rows": [asdict(line) for line in lines],
         "costs": {name: [asdict(cost) for cost in each] for name, each in costs.items()},

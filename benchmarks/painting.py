@@ -18,6 +18,7 @@ from ..demo.judge import Judge
 from ..demo.world import SIZE, Scene, Split, caption, random_scene
 from .batch import MODELS, Demo, node, stock, to_uint8
 from .edits import RESULTS
+from .machine import write_page
 
 LAYOUTS, SEED = 50, 2026
 STEPS: dict[str, dict[str, Any]] = {
@@ -138,7 +139,7 @@ def main(split: Split = "held_out", count: int = LAYOUTS, kinds: Sequence[str] =
     if split == "held_out":
         text = EXPLANATION.format(count=count, split=split.replace("_", "-"))
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "painting.md").write_text(text + "\n" + "\n".join(lines) + "\n")
+        write_page(RESULTS / "painting.md", text + "\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

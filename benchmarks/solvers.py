@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .batch import MODELS, Batch, Demo
 from .edits import RESULTS, TITLES, arguments, draw_edits
+from .machine import write_page
 from .techniques import ddim
 
 PER_KIND = 4
@@ -179,7 +180,7 @@ def write(folder: Path, kind: str, new: Figure, count: int) -> None:
     tables = [table(one, found) for one, found in there.items()]
     everything = [figure for found in there.values() for figure in found]
     text = "\n\n".join([head.strip(), *tables, costs(everything)])
-    (folder / "solvers.md").write_text(text + "\n")
+    write_page(folder / "solvers.md", text)
 
 
 def main(kind: str = "unet", names: Sequence[str] = (), folder: Path = RESULTS) -> None:

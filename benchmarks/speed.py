@@ -21,6 +21,7 @@ from ..tools.host import Server
 from ..tools.setup import ROOT
 from .batch import Batch, Demo, node, stock
 from .edits import RESULTS, draw_edits
+from .machine import write_page
 
 REPEATS = 5
 STARTS = 3
@@ -163,7 +164,7 @@ def main(folder: Path = RESULTS) -> None:
         f"{table}\n\n## Starting ComfyUI\n\n{starting()}\n"
     )
     folder.mkdir(exist_ok=True)
-    (folder / "speed.md").write_text(text)
+    write_page(folder / "speed.md", text)
     print(text)
 
 

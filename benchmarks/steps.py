@@ -19,6 +19,7 @@ import torch
 from ..demo.judge import Judge
 from .batch import MODELS, Batch, Demo
 from .edits import RESULTS, TITLES, arguments, chosen, draw_edits, measure
+from .machine import write_page
 from .scores import mean
 from .techniques import UNET, Row, Technique, ddim, mdp, on, plain, prompt_to_prompt
 
@@ -90,7 +91,7 @@ def write(folder: Path) -> None:
         for kind in MODELS
         if (figures := read(kind, folder))
     ]
-    (folder / "steps.md").write_text("\n".join(parts))
+    write_page(folder / "steps.md", "\n".join(parts))
 
 
 def main(kind: str, names: Sequence[str], folder: Path = RESULTS) -> None:

@@ -19,6 +19,7 @@ from ..demo.judge import Judge
 from ..nodes.sampler import A_LITTLE, A_LOT, ALMOST_NOTHING
 from .batch import Batch, Demo
 from .edits import RESULTS, draw_edits
+from .machine import write_page
 from .scores import Score, score
 from .techniques import Row, diffedit, flow_edit, mdp, plain, prompt_to_prompt
 
@@ -95,7 +96,7 @@ def main() -> None:
     for kind in dict.fromkeys(edit.kind for edit in edits):
         own = [one for i, one in enumerate(figures) if edits[i % len(edits)].kind == kind]
         text += f"\n## {kind}\n\n" + HEAD[HEAD.index("| moved") :] + table(own)
-    (RESULTS / "verdicts.md").write_text(text)
+    write_page(RESULTS / "verdicts.md", text)
     print(text)
 
 

@@ -20,6 +20,7 @@ from ..core.path import Source
 from ..demo.world import SIZE, Split, caption, object_mask, random_scene, render
 from .batch import Demo, node, stock
 from .edits import RESULTS
+from .machine import write_page
 
 SCENES, SEED, THRESHOLD = 40, 5, 0.3
 STEPS = (6, 10, 14, 18)
@@ -119,7 +120,7 @@ def main(split: Split = "held_out", count: int = SCENES) -> None:
         f"{THRESHOLD} of its largest value.\n\n" + "\n".join(lines) + "\n"
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "word_maps.md").write_text(text)
+    write_page(RESULTS / "word_maps.md", text)
 
 
 if __name__ == "__main__":
