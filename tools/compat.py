@@ -185,9 +185,11 @@ def look(comfyui: Path, python: Path) -> Result:
     tests = run("-m", "pytest", "-n", "0", "-q", *CONTRACT)
     edit = run("-c", EDIT)
     version = (comfyui / "comfyui_version.py").read_text().split('"')[-2]
+    ran_on, torch = run("-c", VERSIONS).stdout.split()
     return Result(
         version,
-        *run("-c", VERSIONS).stdout.split(),
+        ran_on,
+        torch,
         contract=counted(tests.stdout) or last_line(tests.stdout + tests.stderr),
         edit="passed" if edit.returncode == 0 else last_line(edit.stderr),
     )
@@ -248,8 +250,11 @@ def main(arguments: list[str]) -> None:
         print(table(results))
     else:
         results = list(rows())
-        record = {"date": f"{datetime.date.today()}", "machine": machine()}
-        record |= {"results": [asdict(one) for one in results]}
+        record = {
+            "date": f"{datetime.date.today()}",
+            "machine": machine(),
+            "results": [asdict(one) for one in results],
+        }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         PAGE.write_text(page(record))
         print(f"{RECORD}, {PAGE}\n{table(results)}")
