@@ -236,12 +236,11 @@ class Worker:
             if location in read:
                 with reading(column, location):
                     (folder / name_of(digests[column])).write_bytes(png(upright(read[location])))
-        names_now = {column: name_of(digests[column]) for column in named}
+        inside = {column: name_of(digests[column]) for column in named}
+        for old in {name_of(one) for one in self.loaded.values()} - set(inside.values()):
+            (folder / old).unlink(missing_ok=True)
         self.loaded = {location: digests[column] for column, location in where.items()}
-        for old in folder.iterdir():  # of the last row's, those that this one does without
-            if old.name not in names_now.values():
-                old.unlink()
-        return task.cells | names_now
+        return task.cells | inside
 
 
 def name_of(contents: str) -> str:

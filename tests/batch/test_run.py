@@ -92,8 +92,7 @@ def test_five_hundred_rows_on_two_workers_of_which_one_is_killed_in_the_midst(tm
     manifest = tmp_path / "rows.csv"
     manifest.write_text("1.color\n" + "".join(f"{1000 * n}\n" for n in range(1, 501)))
     command = Command(manifest, tmp_path / "out", "--workflow", tmp_path / "flat.json", workers=2)
-    # The other has to be there before one of them goes.
-    comfyuis = {}
+    comfyuis = {}  # both have to be there before one of them goes
     while len(comfyuis) < 2:
         begun = command.until(len(command.lines()) + 1)
         comfyuis = {line["worker"]: comfyui_of(line) for line in begun}
@@ -104,6 +103,7 @@ def test_five_hundred_rows_on_two_workers_of_which_one_is_killed_in_the_midst(tm
     code, out, err = command.end()
     assert code == 0, err
     assert out.startswith("500 of 500 rows are done")
+    assert "a worker has died on row" in err
     assert gone(*comfyuis.values())
     lines = command.lines()
     assert [line["row"] for line in lines] == list(range(1, 501))
