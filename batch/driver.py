@@ -318,7 +318,7 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         share: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads}
-        most = gpus or max(1, int(there["CPU"]) // threads)
+        most = gpus or max(1, int(there.get("CPU", 0)) // threads)
         share |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {ENDING: 1}}
         hire = ray.remote(**share)(Worker).remote
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
@@ -391,12 +391,14 @@ def run_batch(
                     write_lines(crew, journal, len(todo))
                 finally:
                     crew.end()
+        table = journal.finish([task.id for task in tasks])
+        if as_parquet:
+            folder.write(PARQUET, parquet(table))
+        write_sheet(table, manifest.folder, folder)
+    except OSError as error:
+        raise BatchError(f"the results cannot be written: {said(error)}") from None
     finally:
         journal.close()
-    table = journal.finish([task.id for task in tasks])
-    if as_parquet:
-        folder.write(PARQUET, parquet(table))
-    write_sheet(table, manifest.folder, folder)
     return Outcome(table, len(todo))
 
 

@@ -106,6 +106,13 @@ class Folder:
             if one["type"] == "file"
         }
 
+    def has(self, name: str) -> bool:
+        """Whether a file is in it, as far as can be seen from here."""
+        if self.path is not None:
+            return (self.path / name).is_file()
+        files, path = filesystem(self.at(name))
+        return bool(files.exists(path))
+
     def read(self, name: str) -> bytes:
         """The bytes of a file in it."""
         return read(self.at(name))

@@ -95,11 +95,7 @@ class Worker:
             ComfyUIError: there is none, or it does not start.
             OutputError: the output folder is not the same here as where the command was started.
         """
-        try:
-            seen = RECORD in self.output.sizes()
-        except OSError:
-            seen = False
-        if not seen:
+        if not self.output.has(RECORD):
             raise OutputError(
                 f"{platform.node()} does not see the output folder {self.output.location}: "
                 "give a folder that all machines share, or an address such as s3://..."
