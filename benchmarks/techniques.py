@@ -348,6 +348,20 @@ def h_space(batch: Batch, **edit: Any) -> Edited:
     return Edited(batch.sample(edits=edits, positive=batch.source, cfg=1.0))
 
 
+def clip_guidance(batch: Batch, scale: float = 100.0, **edit: Any) -> Edited:
+    """CLIP guidance (SDG, arXiv 2112.05744) to the new prompt, along the inverted path under the
+    source's own prompt."""
+    from ..demo.loader import load_clip_vision
+
+    given = {"vae": batch.demo.vae, "clip": batch.demo.clip, "clip_vision": load_clip_vision()}
+    images = []
+    for one in batch.each():
+        wanted = {"text": one.edit.target_prompt, "scale": scale, "cutouts": 0}
+        edits = node("Guidance", guide="prompt", **given, **wanted | edit)
+        images.append(one.sample(edits=edits, positive=one.source, cfg=1.0))
+    return Edited(torch.cat(images))
+
+
 def ledits(batch: Batch) -> Any:
     """LEDITS++'s inversion, without a prompt."""
     return ddpm(batch, positive=batch.empty, steps=50, cfg=1.0, solver="sde-dpm++")

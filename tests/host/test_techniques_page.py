@@ -15,7 +15,7 @@ HELP = "../web/docs/DiffusionPath_"
 
 FIGURES = {
     "SDEdit": "img2img (SDEdit), denoise 0.6",
-    "ILVR": "ILVR",
+    "ILVR": "ILVR, coarse size 2",
     "FlowEdit": "FlowEdit",
     "FlowEdit + Prompt-to-Prompt": "prompt-to-prompt and FlowEdit; FlowEdit alone where something "
     "is added",
@@ -39,6 +39,10 @@ FIGURES = {
     "Stable Flow": "Stable Flow",
     "DiffEdit": "DiffEdit",
     "FastDiffEdit": "FastDiffEdit",
+    "Blended Latent Diffusion": "Mask Blend on a straight path in the true mask, guidance 1",
+    "RePaint": "Resample (RePaint) in the true mask, guidance 1",
+    "Asyrp": "h-space, Asyrp's step",
+    "Imagic": "FlowEdit under Imagic's embeddings",
     "KV-Edit": "FlowEdit with Keep Background in the true mask",
     "DDIM inversion": "prompt-to-prompt",
     "Null-text inversion": "null-text; prompt-to-prompt",
