@@ -450,6 +450,7 @@ ROWS: Sequence[Row] = (
     Row("Concept (LEDITS++)", concepts),
     Row("h-space, Asyrp's step", h_space, UNET),
     Row("h-space, whole step, scale 2.5", partial(h_space, scale=2.5, shifted="whole step"), UNET),
+    Row("CLIP guidance to the new prompt", clip_guidance),
     Row("Uni-Edit, alpha 0.6", uni_edit),
     Row("Uni-Edit, alpha 0.8", partial(uni_edit, alpha=0.8)),
     Row("Uni-Edit, alpha 0.6, 15 steps", partial(uni_edit, steps=15)),
