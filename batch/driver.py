@@ -309,7 +309,6 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
                 num_cpus=max(cores(), (workers or 1) * threads),
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 **quiet,
             )
     except (ConnectionError, ValueError, OSError) as error:
