@@ -11,11 +11,9 @@ NEEDED = "0.30.0"
 
 async def comfy_entrypoint():
     """ComfyUI's V3 entry point; imports late, so that the mathematics works without a host."""
-    import inspect
-
     from comfy_api.latest import io
 
-    if "search_aliases" not in inspect.signature(io.Schema).parameters:
+    if not hasattr(io, "Array"):  # the newest part of the interface that the nodes use
         raise ImportError(
             f"ComfyUI-DiffusionPath needs ComfyUI {NEEDED} or newer: update ComfyUI, then restart."
         )

@@ -7,7 +7,7 @@ Each row has an environment of its own in ~/.cache/comfyui-diffusionpath/compat,
 In each, ComfyUI is imported and the pack's prediction is compared with CFGGuider.predict_noise, bit
 for bit; its sampling is compared with ComfyUI's euler on every model family; and a server with the
 pack runs an edit. ComfyUI comes from source distributions that carry it. The results are recorded
-in benchmarks/results/compat.json, and docs/compatibility.md shows them.
+in benchmarks/results/compat.json, and docs/compatibility.md and the README show them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ CACHE = (
     / "comfyui-diffusionpath/compat"
 )
 RECORD = ROOT / "benchmarks" / "results" / "compat.json"
-PAGE = ROOT / "docs" / "compatibility.md"
+PAGES = (ROOT / "docs" / "compatibility.md", ROOT / "README.md")
+"""Where the table stands. The README has no rows that are too old."""
 BEGIN, END = "<!-- table: written by `make compat` -->\n", "<!-- -->"
 
 CARRIERS = {
@@ -206,7 +207,7 @@ def counted(output: str) -> str:
 def last_line(text: str) -> str:
     """The last line that says something, shortened."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][-200:] if lines else "nothing was said"
+    return re.sub(r"^[\w.]+Error: ", "", lines[-1])[:200] if lines else "nothing was said"
 
 
 def rows() -> Iterator[Result]:
@@ -230,10 +231,12 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(record: dict[str, Any]) -> str:
-    """docs/compatibility.md with the table of what was recorded."""
+def page(file: Path, record: dict[str, Any]) -> str:
+    """One of the pages with the table of what was recorded."""
     results = [Result(**one) for one in record["results"]]
-    before, rest = PAGE.read_text().split(BEGIN)
+    if file.name == "README.md":
+        results = [one for one in results if one.comfyui >= OLDEST]
+    before, rest = file.read_text().split(BEGIN)
     said = f"Run on {record['date']}, {record['machine']}.\n\n"
     return before + BEGIN + said + table(results) + END + rest.partition(END)[2]
 
@@ -256,8 +259,9 @@ def main(arguments: list[str]) -> None:
             "results": [asdict(one) for one in results],
         }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        PAGE.write_text(page(record))
-        print(f"{RECORD}, {PAGE}\n{table(results)}")
+        for file in PAGES:
+            file.write_text(page(file, record))
+        print(f"{RECORD}\n{table(results)}")
         results = [one for one in results if one.comfyui >= OLDEST and "not run" not in one.edit]
     if not all(map(is_good, results)):
         sys.exit("Not all that is supported has passed.")
