@@ -40,7 +40,9 @@ LEFT_OUT = ("27_", "28_", "29_", "69_", "70_")
 FEW: dict[str, int] = {"steps": 6, "inner_steps": 1, "maps": 2}
 SEEDS = 4
 INTERRUPTED = 0.1
-"""How many edits are cancelled at a random time; some have ended by then."""
+"""How many edits are cancelled, at a random time after they started; some have ended by then."""
+LATEST = 1.5
+"""Seconds after its start at which an edit is cancelled at the latest."""
 SLOWEST = 600.0
 """Seconds after which an edit that has not ended never will."""
 GROWTH = 1.1
@@ -134,7 +136,7 @@ class Soak:
                     raise SoakError(f"{name} was refused: {said}")
                 mine.add(said["prompt_id"])
                 cancel = self.random.random() < INTERRUPTED
-                delay = self.random.random() * 2 if cancel else None
+                delay = self.random.random() * LATEST if cancel else None
                 async with asyncio.timeout(SLOWEST):
                     outputs = await edit(session, socket, mine, said["prompt_id"], delay)
                 self.count(name, seed, await hashed(session, workflow, outputs))
@@ -152,10 +154,10 @@ async def edit(
     Args:
         mine: every prompt id of this client.
         prompt_id: the edit's.
-        delay: after how many seconds to cancel it.
+        delay: how many seconds after its start to cancel it.
     """
     outputs: dict[str, dict[str, Any]] = {}
-    cancelling = asyncio.create_task(cancel_after(session, prompt_id, delay)) if delay else None
+    cancelling: asyncio.Task[None] | None = None
     async for message in socket:
         if message.type is not aiohttp.WSMsgType.TEXT:
             continue  # a preview
@@ -164,6 +166,8 @@ async def edit(
             raise SoakError(f"A client has heard {kind!r} of another's edit.")
         if data.get("prompt_id") != prompt_id:
             continue
+        if kind == "execution_start" and delay is not None:
+            cancelling = asyncio.create_task(cancel_after(session, prompt_id, delay))
         if kind == "executed":
             outputs[data["node"]] = data["output"] or {}
         if kind == "execution_error":
@@ -233,6 +237,8 @@ def main(edits: int) -> None:
         f"{table(soak)}",
     )
     print(f"{TABLE}\n{table(soak)}")
+    if not soak.interrupted:
+        raise SoakError("Nothing was interrupted: run more edits.")
     if memory[edits] > GROWTH * memory[edits // 2]:
         raise SoakError(
             f"The server's memory grew from {memory[edits // 2]:.0f} to {memory[edits]:.0f} MiB "
