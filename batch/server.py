@@ -185,7 +185,7 @@ class Server:
                 raise_failure(entry)
                 return dict(entry)
             self._raise_if_dead()
-            time.sleep(min(max(0.002, 0.02 * elapsed), 0.05))  # costs little, of any run's time
+            time.sleep(min(max(0.002, 0.02 * elapsed), 0.5))  # costs little, of any run's time
         raise ComfyUITimeout(f"The workflow did not end in {timeout:.0f} s.\n{self._log_tail()}")
 
     def run(self, workflow: Workflow, timeout: float = 600) -> dict[str, Any]:
