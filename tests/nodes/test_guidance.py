@@ -166,7 +166,7 @@ def test_a_model_that_gradients_cannot_go_through_is_refused_before_it_is_called
     (two,) = results("Experts", high_noise=demo.model, low_noise=demo.model)[:1]
     with (
         network_calls(demo.model) as calls,
-        pytest.raises(ValueError, match="Record Path.*two models that take turns"),
+        pytest.raises(ValueError, match=r"Record Path.*two models that take turns"),
     ):
         demo.record(demo.guidance(), model=two)
     assert calls.calls == 0
