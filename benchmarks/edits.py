@@ -128,7 +128,8 @@ otherwise.
 - judge: how many edited pictures the classifier confirms as the target scene in full: background,
   every object, its place, and nothing else.
 - direction: CLIP's directional similarity, -1 to 1: the cosine between the change of the picture
-  and the change of the prompt, as the demo CLIP sees them. The truth of another edit has 0.22.
+  and the change of the prompt, as the demo CLIP sees them. The truth of another edit has 0.22. Rows
+  without it were measured before that CLIP was there.
 - mask IoU: of the mask found and the true one. Both are averaged over the latent's 16 x 16 cells
   and thresholded at one half.
 - evaluations: of the network for each edit. One is one latent under one condition.
