@@ -36,6 +36,10 @@ def export_denoiser(denoiser: Denoiser, autoencoder: AutoencoderKL) -> None:
     pipeline.to("cpu").save_pretrained(MODEL)
     _save_tokenizer(pipeline.tokenizer, MODEL / "tokenizer")
     _rename_text_encoder(MODEL / "text_encoder" / "model.safetensors")
+    # Half as large; the UNet's bits are also easier to compress, for the registry's archive.
+    _halve(MODEL / "unet" / "diffusion_pytorch_model.safetensors", torch.bfloat16)
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        _halve(MODEL / f"{part}.safetensors", torch.float16)
     _save_preview(autoencoder)
 
 
@@ -57,6 +61,12 @@ def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 def _rename_text_encoder(file: Path) -> None:
     """By the names of released CLIPs, which every version of transformers, and ComfyUI, reads."""
     weights = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
+def _halve(file: Path, dtype: torch.dtype) -> None:
+    """Store weights in half precision; the config still says in what they are computed with."""
+    weights = {name: value.to(dtype) for name, value in load_file(file).items()}
     save_file(weights, file, {"format": "pt"})
 
 

@@ -51,8 +51,7 @@ def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher
 
 def load_flow(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """MODEL: the flow model, which is a small Flux."""
-    stored = {name: value.float() for name, value in _weights("transformer").items()}
-    weights = comfy.model_detection.convert_diffusers_mmdit(stored)
+    weights = comfy.model_detection.convert_diffusers_mmdit(_weights("transformer"))
     patcher = _patcher(DemoFlux(_flux_config(_config("transformer"))), weights, disable_dynamic)
     patcher.cached_patcher_init = (load_flow, ())
     return patcher
@@ -285,8 +284,12 @@ def _config(part: str) -> dict[str, Any]:
 
 
 def _weights(part: str) -> Weights:
-    """The weights of a part of the model, by their names in diffusers or transformers."""
-    return _file(next(Path(MODEL / part).glob("*.safetensors")))
+    """The weights of a part of the model, by their names in diffusers or transformers.
+
+    They are stored in half precision, and computed with in single, as diffusers does.
+    """
+    stored = _file(next(Path(MODEL / part).glob("*.safetensors")))
+    return {name: value.float() for name, value in stored.items()}
 
 
 def _file(path: Path) -> Weights:

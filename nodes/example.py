@@ -18,16 +18,17 @@ from .support import CATEGORY, names_itself
 PICTURES = Path(__file__).parent.parent / "example_workflows" / "inputs"
 
 
-def pictures() -> list[str]:
-    """The names of the pack's pictures."""
-    return sorted(file.stem.replace("_", " ") for file in PICTURES.glob("*.png"))
+def pictures() -> dict[str, Path]:
+    """The pack's pictures by their names."""
+    files = [file for kind in ("png", "webp") for file in PICTURES.glob(f"*.{kind}")]
+    return {file.stem.replace("_", " "): file for file in sorted(files)}
 
 
 def file_of(picture: str, photo: str) -> Path:
     """The photo's file where there is one, else the example picture's."""
     if photo:
         return Path(folder_paths.get_annotated_filepath(photo))
-    return PICTURES / f"{picture.replace(' ', '_')}.png"
+    return pictures()[picture]
 
 
 def photos() -> list[str]:
@@ -53,7 +54,7 @@ class ExamplePicture(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "picture",
-                    options=pictures(),
+                    options=[*pictures()],
                     tooltip="A picture that ships with the pack, 128 x 128 for the demo model; "
                     "apple on a table is 768 x 576, for other models. No effect when "
                     "a photo is chosen.",
@@ -89,7 +90,7 @@ class ExamplePicture(io.ComfyNode):
     def fingerprint_inputs(cls, picture=None, photo=None) -> float:
         try:
             return file_of(str(picture), photo).stat().st_mtime
-        except (OSError, ValueError):  # not known yet, or gone
+        except (OSError, ValueError, KeyError):  # not known yet, or gone
             return 0.0
 
     @classmethod

@@ -17,7 +17,7 @@ from diffusion_path.tools.host import Server, comfyui_path
 from diffusion_path.tools.release import ReleaseError, pack
 
 EXAMPLE = "example_workflows/api/01_edit_a_picture.app.json"
-LARGEST = 56e6
+LARGEST = 40e6
 """Bytes. Nearly all are the demo models' weights."""
 
 
