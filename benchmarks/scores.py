@@ -42,6 +42,7 @@ class Score:
     direction: float | None = None
 
 
+@torch.no_grad()
 def score(edited: Edited, edits: list[Edit], judge: Judge) -> list[Score]:
     """The scores of a batch of edits."""
     pictures = to_uint8(edited.images)

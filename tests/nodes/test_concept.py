@@ -90,7 +90,7 @@ def test_each_picture_of_a_batch_has_its_own_mask(demo: Demo):
     for i in range(2):
         alone = demo.path._replace(latents=demo.path.latents[:, i : i + 1])
         latent = demo.edit(demo.concept(), path=alone)
-        torch.testing.assert_close(latent, both[i : i + 1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(latent, both[i : i + 1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (13, 19), (2, 3)])

@@ -195,7 +195,7 @@ def test_both_kinds_of_memory_give_the_same_embeddings(sd15: Family):
             def keep(tensor: Tensor) -> Tensor:
                 storage = tensor.untyped_storage()
                 alive[storage.data_ptr()] = storage.nbytes()
-                return tensor
+                return tensor.detach()  # itself it would keep the graph that it is in
 
             latents = torch.stack([denoiser.latent_in(one) for one in sd15.path.latents])
             options = {"cfg": CFG, "inner_steps": 1, "early_stop": 1e-9}
