@@ -8,7 +8,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -358,46 +358,46 @@ def run_batch(
     planned = plan(workflow, manifest.columns)
     tasks = tasks_of(manifest, workflow)
     folder = storage.Folder(output)
-    try:
-        folder.make()
-        folder.write(RECORD, json.dumps(workflow, indent=2).encode())
-        journal = Journal(folder)
-        sizes = folder.sizes()
-    except Exception as error:
-        raise BatchError(f"the output folder cannot be used: {said(error)}") from None
-    wrong = {row.number: row.error for row in manifest.rows if row.error}
-    journal.add(
-        [
-            described(task, {"error": wrong[task.number]})
-            for task in tasks
-            if task.number in wrong and task.id not in journal.lines
-        ]
-    )
-    todo = missing(
-        [task for task in tasks if task.number not in wrong],
-        journal,
-        sizes,
-        planned,
-        manifest.folder,
-        retry_failed=retry_failed,
-    )
-    try:
-        if todo:
-            with cluster(address, workers, threads) as (hire, most):
-                hire = partial(hire, workflow, manifest.folder, folder.location)
-                crew = Crew(grouped(todo, planned), hire, min(most, len(todo)))
-                try:
-                    write_lines(crew, journal, len(todo))
-                finally:
-                    crew.end()
-        table = journal.finish([task.id for task in tasks])
-        if as_parquet:
-            folder.write(PARQUET, parquet(table))
-        write_sheet(table, manifest.folder, folder)
-    except OSError as error:
-        raise BatchError(f"the results cannot be written: {said(error)}") from None
-    finally:
-        journal.close()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder.held())
+            folder.write(RECORD, json.dumps(workflow, indent=2).encode())
+            journal = Journal(folder)
+            sizes = folder.sizes()
+        except Exception as error:
+            raise BatchError(f"the output folder cannot be used: {said(error)}") from None
+        stack.callback(journal.close)
+        wrong = {row.number: row.error for row in manifest.rows if row.error}
+        journal.add(
+            [
+                described(task, {"error": wrong[task.number]})
+                for task in tasks
+                if task.number in wrong and task.id not in journal.lines
+            ]
+        )
+        todo = missing(
+            [task for task in tasks if task.number not in wrong],
+            journal,
+            sizes,
+            planned,
+            manifest.folder,
+            retry_failed=retry_failed,
+        )
+        try:
+            if todo:
+                with cluster(address, workers, threads) as (hire, most):
+                    hire = partial(hire, workflow, manifest.folder, folder.location)
+                    crew = Crew(grouped(todo, planned), hire, min(most, len(todo)))
+                    try:
+                        write_lines(crew, journal, len(todo))
+                    finally:
+                        crew.end()
+            table = journal.finish([task.id for task in tasks])
+            if as_parquet:
+                folder.write(PARQUET, parquet(table))
+            write_sheet(table, manifest.folder, folder)
+        except OSError as error:
+            raise BatchError(f"the results cannot be written: {said(error)}") from None
     return Outcome(table, len(todo))
 
 

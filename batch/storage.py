@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
+
+LOCK = ".lock"
 
 
 def is_url(location: str) -> bool:
@@ -79,15 +85,35 @@ class Folder:
         self.location = absolute(location).rstrip("/") or "/"
         self.path = None if is_url(location) else local(self.location)
 
-    def make(self) -> None:
-        """Make it where it is missing, and remove what an interrupted write has left."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make it where it is missing, and keep another run out of it where it is a local folder.
+
+        What an interrupted write has left is removed.
+
+        Raises:
+            OSError: another run holds it, or it cannot be made.
+        """
         if self.path is None:
             files, path = filesystem(self.location)
             files.makedirs(path, exist_ok=True)
+            yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*.part"):
-            leftover.unlink(missing_ok=True)
+        lock = filelock.FileLock(self.path / LOCK, blocking=False)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except filelock.Timeout:
+                raise FileExistsError(
+                    f"another run writes into {shown(self.location)}; wait until it has ended, or "
+                    "choose another folder"
+                ) from None
+            except NotImplementedError:  # some network file systems know no locks
+                pass
+            for leftover in self.path.glob(".*.part"):
+                leftover.unlink(missing_ok=True)
+            yield
 
     def at(self, name: str) -> str:
         """Where a file in it is."""

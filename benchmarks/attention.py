@@ -189,30 +189,32 @@ def table(runs: dict[str, Callable[[], Any]], steps: int, repeats: int, scaled: 
     return "\n".join(lines)
 
 
-def main(folder: Path = RESULTS) -> None:
-    """Measure and write."""
+def main(folder: Path = RESULTS, small: int = 7, large: int = 3) -> None:
+    """Measure and write; `small` and `large` are the turns taken on networks of either size."""
     with torch.inference_mode():
         demo, flow = Demo.load(), Demo.load("flow")
-        small = table(ways(demo.model, demo.clip, 16, 20), steps=20, repeats=7)
+        unet = table(ways(demo.model, demo.clip, 16, 20), steps=20, repeats=small)
         transformer = table(
-            ways(flow.model, flow.clip, 16, 20, spacing="simple"), steps=20, repeats=7
+            ways(flow.model, flow.clip, 16, 20, spacing="simple"), steps=20, repeats=small
         )
-        large = table(ways(random_model("SD15", SD15), demo.clip, 64, 1, 768), steps=1, repeats=3)
+        sd15 = table(
+            ways(random_model("SD15", SD15), demo.clip, 64, 1, 768), steps=1, repeats=large
+        )
         text = {"tokens": FLUX_TOKENS, "pooled": 768}
         flux = ways(
             random_model("FluxSchnell", FLUX), demo.clip, 64, 1, 4096, spacing="simple", **text
         )
         part = FLUX_MAPS / FLUX_BLOCKS  # both of its blocks are looked at
-        largest = table(flux, steps=1, repeats=3, scaled=part)
+        largest = table(flux, steps=1, repeats=large, scaled=part)
     text_ = (
         "# What a step with attention control costs\n\n"
         "Each step of the run has control, which a run with the node's defaults has not; a plain "
         "step is one with guidance, of two network evaluations, and prompt-to-prompt needs a third "
         f"for the source: 1.5 is the least, {LIMIT} the aim; for word maps it is {MAPS_LIMIT}. "
         f"Threads: {torch.get_num_threads()}.\n\n"
-        f"## Demo model, 128 x 128\n\n{small}\n\n"
+        f"## Demo model, 128 x 128\n\n{unet}\n\n"
         f"## The demo's flow model, 128 x 128\n\n{transformer}\n\n"
-        f"## Stable Diffusion 1.5's size with random weights, 512 x 512\n\n{large}\n\n"
+        f"## Stable Diffusion 1.5's size with random weights, 512 x 512\n\n{sd15}\n\n"
         "## Flux's size with random weights, 512 x 512\n\n"
         "One double and one single block. What word maps add is that of these blocks, as a part "
         f"of {FLUX_BLOCKS} blocks of which {FLUX_MAPS} are looked at.\n\n{largest}\n"

@@ -168,7 +168,7 @@ def write(rows: Sequence[Measured], edits: Sequence[Edit], folder: Path, kind: s
         title=TITLES[kind],
         stem=stem(kind),
         count=len(edits),
-        per_kind=len(edits) // len(KINDS),
+        per_kind=len(edits) // len({edit.kind for edit in edits}),
         one=100 / len(edits),
         more=MORE[kind],
         flow_cfg=theirs.cfg,
@@ -273,23 +273,18 @@ def chosen(rows: Iterable[Row], kind: str, names: Sequence[str]) -> list[Row]:
     return found
 
 
-def main(
-    kind: str = "unet",
-    names: Sequence[str] = (),
-    folder: Path = RESULTS,
-    per_kind: int = PER_KIND,
-) -> None:
+def main(kind: str = "unet", names: Sequence[str] = ()) -> None:
     """Measure rows, and write the results after each."""
-    rows, edits = chosen(ROWS, kind, names), draw_edits("held_out", per_kind)
+    rows, edits = chosen(ROWS, kind, names), draw_edits("held_out", PER_KIND)
     order = [row.name for row in chosen(ROWS, kind, ())]
     with torch.inference_mode():
         batch = Batch(Demo.load(kind), edits)
     print(HEAD, flush=True)
-    old, new, started = read(edits, folder, kind), [], time.perf_counter()
+    old, new, started = read(edits, RESULTS, kind), [], time.perf_counter()
     for row in measure(rows, batch, Judge.load()):
         print(f"{line(row)} {time.perf_counter() - started:.0f} s", flush=True)
         new.append(row)
-        write(merged(old, new, order), edits, folder, kind)
+        write(merged(old, new, order), edits, RESULTS, kind)
         started = time.perf_counter()
 
 

@@ -91,7 +91,7 @@ def actions(batch: Batch) -> dict[str, Callable[[], Any]]:
     }
 
 
-def sampling(sizes: tuple[int, ...] = (1, 4), repeats: int = REPEATS) -> str:
+def sampling(repeats: int, sizes: tuple[int, ...] = (1, 4)) -> str:
     """The overhead of each action for one picture and for several, as a table."""
     table = [
         "| pictures | | evaluations | seconds | of them in the network | ratio |",
@@ -150,15 +150,15 @@ def starting(imports: int = IMPORTS, starts: int = STARTS) -> str:
     )
 
 
-def main(folder: Path = RESULTS) -> None:
+def main(folder: Path = RESULTS, repeats: int = REPEATS) -> None:
     """Measure and write."""
     with torch.inference_mode():
-        table = sampling()
+        table = sampling(repeats)
     text = (
         "# What the pack costs beside the network\n\n"
         "## Sampling\n\n"
         "The time of a whole node over the time that it spends in ComfyUI's `apply_model`: 50 "
-        f"steps, {torch.get_num_threads()} threads, medians of {REPEATS} repeats. The demo model "
+        f"steps, {torch.get_num_threads()} threads, medians of {repeats} repeats. The demo model "
         "is as small as they get, so these ratios are the worst case; KSampler's own is there for "
         "comparison.\n\n"
         f"{table}\n\n## Starting ComfyUI\n\n{starting()}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,11 +24,11 @@ def lines(folder: Folder) -> list[dict]:
 
 
 @pytest.fixture(params=["local", "memory"])
-def folder(request, tmp_path: Path) -> Folder:
+def folder(request, tmp_path: Path) -> Iterator[Folder]:
     """A folder on this machine, and one of fsspec's."""
     made = Folder(str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path}")
-    made.make()
-    return made
+    with made.held():
+        yield made
 
 
 def test_what_was_written_is_known_to_the_next_run(folder: Folder):
@@ -89,8 +90,19 @@ def test_an_interrupted_write_leaves_nothing_under_the_name(tmp_path: Path, monk
         folder.write("a.png", b"data")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".a.png.123.part").touch()  # of a run that was killed here
-    folder.make()
-    assert list(tmp_path.iterdir()) == []
+    with folder.held():
+        assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_is_one_runs_until_it_ends(tmp_path: Path):
+    with (
+        Folder(str(tmp_path)).held(),
+        pytest.raises(FileExistsError, match="another run writes into"),
+        Folder(str(tmp_path)).held(),
+    ):
+        raise AssertionError
+    with Folder(str(tmp_path)).held():
+        pass
 
 
 def test_a_table_of_uneven_lines_becomes_parquet():
