@@ -44,7 +44,7 @@ class Command:
             text=True,
             start_new_session=True,
             # A shell has its background jobs ignore Ctrl-C, and so would what they start.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def lines(self) -> list[dict]:

@@ -170,9 +170,7 @@ def distance(latents: Tensor, reference: Tensor) -> float:
     return float(away.max())
 
 
-def assert_same_edit(
-    case: Case, walked: Any, reference: Tensor, within: float = CLOSE
-) -> None:
+def assert_same_edit(case: Case, walked: Any, reference: Tensor, within: float = CLOSE) -> None:
     """The same latents at each step, and another picture than the source."""
     assert distance(case.scaled(walked.latents), reference) <= within
     assert distance(reference[-1:], case.x0[None]) > 0.02, "nothing was edited"
