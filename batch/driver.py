@@ -313,17 +313,18 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
             )
     except (ConnectionError, ValueError, OSError) as error:
         raise BatchError(f"Ray cannot be reached: {storage.reason(error)}") from None
-    try:  # what Ray prints of dead workers, Crew says in a sentence
+    with (
+        ExitStack() as stack
+    ):  # what Ray prints of dead workers, also late, Crew says in a sentence
+        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        stack.callback(ray.shutdown)
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         share: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads}
         most = gpus or max(1, int(there.get("CPU", 0)) // threads)
         share |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {ENDING: 1}}
         hire = ray.remote(**share)(Worker).remote
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            yield partial(hire, gpu=bool(gpus), threads=threads), workers or most
-    finally:
-        ray.shutdown()
+        yield partial(hire, gpu=bool(gpus), threads=threads), workers or most
 
 
 def cores() -> int:
