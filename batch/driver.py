@@ -8,7 +8,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -260,7 +260,7 @@ class Crew:
         self.begin(member)
         return line
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the ComfyUIs, also in the midst of a row, so that nothing of theirs is left."""
         import ray
 
@@ -313,10 +313,8 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
             )
     except (ConnectionError, ValueError, OSError) as error:
         raise BatchError(f"Ray cannot be reached: {storage.reason(error)}") from None
-    with (
-        ExitStack() as stack
-    ):  # what Ray prints of dead workers, also late, Crew says in a sentence
-        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+    # What Ray prints of dead workers, also late, Crew says in a sentence.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), ExitStack() as stack:
         stack.callback(ray.shutdown)
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
@@ -389,10 +387,8 @@ def run_batch(
                 with cluster(address, workers, threads) as (hire, most):
                     hire = partial(hire, workflow, manifest.folder, folder.location)
                     crew = Crew(grouped(todo, planned), hire, min(most, len(todo)))
-                    try:
+                    with closing(crew):
                         write_lines(crew, journal, len(todo))
-                    finally:
-                        crew.end()
             table = journal.finish([task.id for task in tasks])
             if as_parquet:
                 folder.write(PARQUET, parquet(table))

@@ -1,4 +1,4 @@
-"""`make bench`: every technique against the truth, then what the pack costs; half an hour on two
+"""`make bench`: every technique against the truth, then what the pack costs; 22 minutes on two
 cores. Tables and pictures go to `bench-output/`.
 
 It takes a few of the edits whose figures are in `benchmarks/results/`. Those are made by

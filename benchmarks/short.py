@@ -12,7 +12,7 @@ import torch
 from ..demo.judge import Judge
 from ..demo.world import Edit, Kind
 from .batch import MODELS, Batch, Demo
-from .edits import HEAD, Measured, draw_edits, line, measure, write
+from .edits import HEAD, Measured, chosen, draw_edits, line, measure, write
 from .techniques import ROWS
 
 TAKEN: tuple[Kind, ...] = ("replace", "remove", "background")
@@ -30,10 +30,16 @@ def batch(kind: str) -> Batch:
         return Batch(Demo.load(kind), some_edits())
 
 
+@cache
+def judge() -> Judge:
+    """The judge, once in each process."""
+    return Judge.load()
+
+
 def measured(kind: str, name: str) -> Measured:
     """A row of a demo model's table."""
-    rows = [row for row in ROWS if kind in row.kinds and row.name == name]
-    (found,) = measure(rows, batch(kind), Judge.load())
+    (row,) = (row for row in chosen(ROWS, kind, ()) if row.name == name)
+    (found,) = measure([row], batch(kind), judge())
     return found
 
 
@@ -43,10 +49,9 @@ def techniques(folder: Path, workers: int) -> None:
         workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
     with pool:
-        names = {kind: [row.name for row in ROWS if kind in row.kinds] for kind in MODELS}
         runs = {
-            kind: [pool.submit(measured, kind, name) for name in some]
-            for kind, some in names.items()
+            kind: [pool.submit(measured, kind, row.name) for row in chosen(ROWS, kind, ())]
+            for kind in MODELS
         }
         for kind in MODELS:
             print(f"{kind}\n{HEAD}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import comfy.model_management
@@ -18,6 +19,7 @@ from .support import CATEGORY, names_itself
 PICTURES = Path(__file__).parent.parent / "example_workflows" / "inputs"
 
 
+@cache
 def pictures() -> dict[str, Path]:
     """The pack's pictures by their names."""
     files = [file for kind in ("png", "webp") for file in PICTURES.glob(f"*.{kind}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -48,6 +49,12 @@ def edited(model: Any, path: Any, positive: list, negative: list, **inputs: Any)
         "Sampler", model=model, path=path, positive=positive, negative=negative, **inputs
     )[0]
     return latent["samples"]
+
+
+def graphs() -> list[torch.Tensor]:
+    """Every tensor of this process that holds a graph."""
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is torch.Tensor and one.grad_fn]
 
 
 class Calls:

@@ -90,7 +90,8 @@ def test_each_picture_of_a_batch_has_its_own_mask(demo: Demo):
     for i in range(2):
         alone = demo.path._replace(latents=demo.path.latents[:, i : i + 1])
         latent = demo.edit(demo.concept(), path=alone)
-        torch.testing.assert_close(latent, both[i : i + 1], rtol=1e-3, atol=1e-3)
+        away = (latent - both[i : i + 1]).norm() / latent.norm()
+        assert float(away) < 1e-4  # under the other picture's mask it is 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (13, 19), (2, 3)])

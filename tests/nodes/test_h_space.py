@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -373,13 +374,13 @@ def test_on_the_demo_the_judge_sees_the_other_background_and_the_thing_that_is_g
     for edit, before in zip(edits, plain, strict=True):
         assert before[0] == edit.source.background
         assert len(before[1]) == len(edit.source.objects)
-    there = [
-        after[0] == edit.target.background
-        and after[1] == tuple(one.name for one in edit.target.objects)
+    there = Counter(
+        edit.kind
         for edit, after in zip(edits, shifted, strict=True)
-    ]
-    kinds = {edit.kind for edit, done in zip(edits, there, strict=True) if done}
-    assert sum(there) >= len(edits) // 2 and kinds == {"background", "remove"}
+        if after[0] == edit.target.background
+        and after[1] == tuple(one.name for one in edit.target.objects)
+    )
+    assert there["remove"] >= 3 and there["background"] >= 2  # of four each
 
 
 def test_the_grid_of_values_knows_its_knobs(model, path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from diffusion_path.tests.calls import (
     call,
     during_call,
     edited,
+    graphs,
     network_calls,
     refused,
     results,
@@ -224,18 +224,11 @@ def test_the_mixture_lies_between_the_picture_and_the_new_prompt(demo: Demo):
     assert 0 < half < whole
 
 
-def graphs() -> dict[int, Tensor]:
-    """Every tensor that holds a graph."""
-    gc.collect()
-    return {id(one): one for one in gc.get_objects() if type(one) is Tensor and one.grad_fn}
-
-
 def test_an_interruption_ends_it_at_once_and_leaves_nothing_behind(demo: Demo):
     from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 
     one = {"samples": demo.picture["samples"][:1]}
     undisturbed, before = demo.plain.args[1][0][0], state(demo.model)
-    others = graphs()  # those that other tests have left
     weights = list(demo.model.model.diffusion_model.state_dict(keep_vars=True).values())
     with (
         network_calls(demo.model) as calls,
@@ -247,7 +240,7 @@ def test_an_interruption_ends_it_at_once_and_leaves_nothing_behind(demo: Demo):
     assert state(demo.model) == before
     after = demo.model.model.diffusion_model.state_dict(keep_vars=True).values()
     assert all(a is b for a, b in zip(after, weights, strict=True))
-    assert not graphs().keys() - others.keys()
+    assert not graphs()
     assert torch.equal(demo.fit().args[1][0][0], undisturbed)
 
 

@@ -17,7 +17,16 @@ from diffusion_path.core.denoiser import guided
 from diffusion_path.edits.null_text import NullText
 from diffusion_path.edits.proximal import Proximal
 from diffusion_path.tests import tiny_models
-from diffusion_path.tests.calls import Calls, call, edited, network_calls, results, state, text
+from diffusion_path.tests.calls import (
+    Calls,
+    call,
+    edited,
+    graphs,
+    network_calls,
+    results,
+    state,
+    text,
+)
 
 STEPS, CFG, TOKENS = 3, 3.0, 8
 ADAM = {"optimizer": "adam", "start_from": "negative", "learning_rate": 0.1}
@@ -163,8 +172,7 @@ def test_nothing_is_kept_alive_but_the_outputs(sd15: Family, way: str):
     before = live_bytes()
     output = sd15.invert(**WAYS[way], inner_steps=1)
     assert live_bytes() > before
-    graphs = [one for one in gc.get_objects() if isinstance(one, Tensor) and one.grad_fn]
-    assert not graphs
+    assert not graphs()
     del output
     assert live_bytes() <= before
 

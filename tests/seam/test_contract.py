@@ -85,13 +85,13 @@ def walked(setting: Setting, path: Any, edits: tuple = (), **inputs: Any) -> Ten
     return results("Sampler", **(given | inputs))[2].latents
 
 
-def assert_same(mine: Tensor, theirs: Tensor, within: float = 5e-5) -> None:
+def assert_same(mine: Tensor, theirs: Tensor, within: float = 1e-5) -> None:
     assert mine.shape == theirs.shape
     assert bool(torch.isfinite(mine).all())
     assert float((mine - theirs).norm() / theirs.norm()) < within
 
 
-def assert_other(mine: Tensor, theirs: Tensor, by: float = 5e-5) -> None:
+def assert_other(mine: Tensor, theirs: Tensor, by: float = 1e-5) -> None:
     assert float((mine - theirs).norm() / theirs.norm()) > by, "the test would see no difference"
 
 
@@ -306,7 +306,9 @@ def test_sampling_an_inverted_path_is_comfyuis_euler(comfy: Path, patch: str, cf
     else:
         path = demo().invert(steps=6)
     mine = walked(on(demo(), patch), path, cfg=cfg)
-    assert_same(mine, euler(on(demo(), patch), path.latents[0], path.sigmas, cfg))
+    # One rounding of the start moves Euler itself by 1.2e-5 under Mahiro, 8e-7 under RescaleCFG.
+    within = 5e-5 if patch == "Mahiro" else 1e-5
+    assert_same(mine, euler(on(demo(), patch), path.latents[0], path.sigmas, cfg), within)
 
 
 @pytest.mark.parametrize("patch", [patch for patch in SAME if patch != "ToMe"])
