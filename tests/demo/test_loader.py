@@ -50,6 +50,16 @@ def encode_in_diffusers(pipeline, text):
     return pipeline.text_encoder(inputs.input_ids, output_hidden_states=True)
 
 
+@pytest.mark.parametrize("part", ["unet", "transformer", "vae", "text_encoder"])
+def test_what_is_stored_in_half_precision_is_loaded_in_single(comfy, part):
+    """Of which ComfyUI makes what suits the device; a CPU would not show the difference."""
+    from diffusion_path.demo.loader import _file, _weights
+
+    (file,) = (MODEL / part).glob("*.safetensors")
+    assert all(value.dtype.itemsize == 2 for value in _file(file).values())
+    assert {value.dtype for value in _weights(part).values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_embeddings_agree(loaded, pipeline, text):
     embedding = encode(loaded[1], text)[0][0]
