@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -15,6 +16,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 from typing import IO, Any
+
+import aiohttp
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "ComfyUI-DiffusionPath"
@@ -178,15 +181,32 @@ class Server:
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a queued workflow once it has run; its error, if it had one."""
-        started = time.monotonic()
-        while (elapsed := time.monotonic() - started) < timeout:
-            entry = self._get(f"/history/{prompt_id}").get(prompt_id)
-            if entry is not None:
-                raise_failure(entry)
-                return dict(entry)
-            self._raise_if_dead()
-            time.sleep(min(max(0.002, 0.02 * elapsed), 0.5))  # costs little, of any run's time
-        raise ComfyUITimeout(f"The workflow did not end in {timeout:.0f} s.\n{self._log_tail()}")
+        try:
+            entry = asyncio.run(asyncio.wait_for(self._entry(prompt_id), timeout))
+        except asyncio.TimeoutError:
+            raise ComfyUITimeout(
+                f"The workflow did not end in {timeout:.0f} s.\n{self._log_tail()}"
+            ) from None
+        except aiohttp.ClientError as error:
+            raise ConnectionError(f"ComfyUI hung up: {error!r}") from None
+        raise_failure(entry)
+        return entry
+
+    async def _entry(self, prompt_id: str) -> dict[str, Any]:
+        """The history entry once it is there: ComfyUI tells every client that its queue changes.
+
+        It is not asked again and again, as that takes its time from the edit.
+        """
+        async with (
+            aiohttp.ClientSession(self.url) as session,
+            session.ws_connect("/ws") as socket,
+        ):
+            while (entry := self._get(f"/history/{prompt_id}").get(prompt_id)) is None:
+                if (await socket.receive()).type is not aiohttp.WSMsgType.TEXT:
+                    self.ended()
+                    self._raise_if_dead()
+                    raise ConnectionError("ComfyUI hung up")
+            return dict(entry)
 
     def run(self, workflow: Workflow, timeout: float = 600) -> dict[str, Any]:
         """Queue a workflow and wait for its history entry."""

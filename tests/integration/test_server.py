@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from diffusion_path.batch.server import ComfyUITimeout
+from diffusion_path.batch.workflow import load_workflow
 from diffusion_path.tools.host import ComfyUIError, Server
 
 GREY = 0x808080
@@ -59,6 +63,34 @@ def test_messages_tell_how_a_run_proceeds(server: Server):
     kinds = [message["type"] for message in server.watch(preview(color=1))]
     assert "executing" in kinds
     assert kinds[-1] == "execution_success"
+
+
+def test_who_waits_hears_of_the_end_and_does_not_ask_again_and_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    request = server._request
+
+    def counted(path: str, *body: Any) -> bytes:
+        asked.append(path)
+        return request(path, *body)
+
+    monkeypatch.setattr(server, "_request", counted)
+    server.run(load_workflow("02"))
+    assert len(asked) < 10
+
+
+def test_who_waits_for_nothing_hears_of_it_in_time(server: Server):
+    with pytest.raises(ComfyUITimeout, match=r"did not end in 1 s"):
+        server.wait("nobody has queued this", timeout=1)
+
+
+def test_who_waits_hears_of_comfyuis_end():
+    with Server("--cpu") as server:
+        prompt_id = server.queue(load_workflow("02"))
+        Timer(1, server.process.kill).start()
+        with pytest.raises(ComfyUIError, match=r"ended with exit code -9"):
+            server.wait(prompt_id)
 
 
 def test_the_pack_is_loaded_without_a_warning(server: Server):
