@@ -201,12 +201,14 @@ class Server:
             aiohttp.ClientSession(self.url) as session,
             session.ws_connect("/ws") as socket,
         ):
-            while (entry := self._get(f"/history/{prompt_id}").get(prompt_id)) is None:
-                if (await socket.receive()).type is not aiohttp.WSMsgType.TEXT:
-                    self.ended()
-                    self._raise_if_dead()
-                    raise ConnectionError("ComfyUI hung up")
-            return dict(entry)
+            async for message in socket:  # the first one comes at once
+                if message.type is aiohttp.WSMsgType.TEXT:  # previews are not
+                    entry = self._get(f"/history/{prompt_id}").get(prompt_id)
+                    if entry is not None:
+                        return dict(entry)
+        self.ended()
+        self._raise_if_dead()
+        raise ConnectionError("ComfyUI hung up")
 
     def run(self, workflow: Workflow, timeout: float = 600) -> dict[str, Any]:
         """Queue a workflow and wait for its history entry."""

@@ -82,7 +82,7 @@ def test_who_waits_hears_of_the_end_and_does_not_ask_again_and_again(
 
 def test_who_waits_for_nothing_hears_of_it_in_time(server: Server):
     with pytest.raises(ComfyUITimeout, match=r"did not end in 1 s"):
-        server.wait("nobody has queued this", timeout=1)
+        server.wait("0123456789", timeout=1)
 
 
 def test_who_waits_hears_of_comfyuis_end():
