@@ -1,8 +1,8 @@
 """What a second worker brings to batch editing, and what one costs over ComfyUI's bare queue.
 
 `python -m diffusion_path.benchmarks.batch_scale` writes `benchmarks/results/batch.md`, with
-OMP_NUM_THREADS=1 on two cores that do nothing else (17 minutes). Its arguments are pictures and
-prompts for each, 6 and 4.
+OMP_NUM_THREADS=1 on two cores that do nothing else (20 minutes). Its arguments are pictures,
+prompts for each, and turns: 4, 3 and 5.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from statistics import mean
+from statistics import median
+from typing import Any
 
 from ..batch.driver import run_batch
 from ..batch.manifest import Manifest, Row
@@ -95,30 +96,43 @@ def end_of(history: dict) -> float:
     return float(end) / 1000
 
 
-def main(pictures: int = len(PICTURES), targets: int = len(TARGETS)) -> None:
-    """Measure and write; all but two workers before and after, as the machine may change."""
+def turn(rows: Manifest, *, backwards: bool) -> tuple[float, float, float, float]:
+    """Rates of one and of two workers; seconds of one worker, and of the bare queue."""
+    runs = {
+        "queue": lambda: bare(rows),
+        "one": lambda: batch(rows, 1),
+        "two": lambda: batch(rows, 2),
+    }
+    order = list(runs)[::-1] if backwards else list(runs)
+    got: dict[str, Any] = {name: runs[name]() for name in order}
+    one, two = got["one"], got["two"]
+    return rate(one), rate(two), finished(one[-1]) - finished(one[0]), got["queue"]
+
+
+def main(pictures: int = 4, targets: int = 3, turns: int = 5) -> None:
+    """Measure and write; in turns, as the machine changes from minute to minute."""
     rows = manifest(pictures, targets)
-    before, one = bare(rows), batch(rows, 1)
-    two = batch(rows, 2)
-    again, after = batch(rows, 1), bare(rows)
-    first, second = mean([rate(one), rate(again)]), rate(two)
-    queue = mean([before, after])
-    seconds = mean([finished(lines[-1]) - finished(lines[0]) for lines in (one, again)])
+    measured = [turn(rows, backwards=bool(n % 2)) for n in range(turns)]
+    first, second, seconds, queue = (median(some) for some in zip(*measured, strict=True))
+    gains = sorted(two / one for one, two, _, _ in measured)
+    costs = sorted(batch / bare for _, _, batch, bare in measured)
     text = (
         "# Batch editing: what a second worker brings, and what one costs\n\n"
         f"Example {EXAMPLE}, {pictures} pictures with {targets} prompts each on the demo model, "
         "one thread for each worker. A path is made once for each picture. Rates are taken while "
-        "all workers work: without Ray's and ComfyUI's start, and without the last rows. One "
-        "worker and the bare queue are measured before and after two workers.\n\n"
+        "all workers work: without Ray's and ComfyUI's start, and without the last rows. Medians "
+        f"of {turns} turns, each with all three; in brackets the least and the greatest.\n\n"
         "| | network evaluations in a second | over one worker |\n"
         "|---|--:|--:|\n"
         f"| 1 worker | {first:.1f} | 1.00 |\n"
-        f"| 2 workers | {second:.1f} | {second / first:.2f} |\n\n"
+        f"| 2 workers | {second:.1f} "
+        f"| {median(gains):.2f} ({gains[0]:.2f} to {gains[-1]:.2f}) |\n\n"
         "From the end of the first row to the end of the last, on one worker:\n\n"
         "| | seconds | over the bare queue |\n"
         "|---|--:|--:|\n"
         f"| ComfyUI's bare queue | {queue:.1f} | 1.000 |\n"
-        f"| batch editing | {seconds:.1f} | {seconds / queue:.3f} |\n"
+        f"| batch editing | {seconds:.1f} "
+        f"| {median(costs):.3f} ({costs[0]:.3f} to {costs[-1]:.3f}) |\n"
     )
     RESULTS.mkdir(exist_ok=True)
     write_page(RESULTS / "batch.md", text)
