@@ -187,28 +187,30 @@ class Server:
             raise ComfyUITimeout(
                 f"The workflow did not end in {timeout:.0f} s.\n{self._log_tail()}"
             ) from None
-        except aiohttp.ClientError as error:
-            raise ConnectionError(f"ComfyUI hung up: {error!r}") from None
+        except aiohttp.ClientError:
+            entry = None
+        if entry is None:
+            self.ended()
+            self._raise_if_dead()
+            raise ConnectionError("ComfyUI hung up")
         raise_failure(entry)
         return entry
 
-    async def _entry(self, prompt_id: str) -> dict[str, Any]:
+    async def _entry(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry once it is there: ComfyUI tells every client that its queue changes.
 
-        It is not asked again and again, as that takes its time from the edit.
+        It is not asked again and again, as that takes its time from the edit. None if it hangs up.
         """
         async with (
             aiohttp.ClientSession(self.url) as session,
-            session.ws_connect("/ws") as socket,
+            session.ws_connect("/ws") as messages,
         ):
-            async for message in socket:  # the first one comes at once
+            async for message in messages:  # the first one comes at once
                 if message.type is aiohttp.WSMsgType.TEXT:  # previews are not
                     entry = self._get(f"/history/{prompt_id}").get(prompt_id)
                     if entry is not None:
                         return dict(entry)
-        self.ended()
-        self._raise_if_dead()
-        raise ConnectionError("ComfyUI hung up")
+        return None
 
     def run(self, workflow: Workflow, timeout: float = 600) -> dict[str, Any]:
         """Queue a workflow and wait for its history entry."""

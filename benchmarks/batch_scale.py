@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from ..batch.driver import run_batch
 from ..batch.manifest import Manifest, Row
@@ -98,15 +97,11 @@ def end_of(history: dict) -> float:
 
 def turn(rows: Manifest, *, backwards: bool) -> tuple[float, float, float, float]:
     """Rates of one and of two workers; seconds of one worker, and of the bare queue."""
-    runs = {
-        "queue": lambda: bare(rows),
-        "one": lambda: batch(rows, 1),
-        "two": lambda: batch(rows, 2),
-    }
-    order = list(runs)[::-1] if backwards else list(runs)
-    got: dict[str, Any] = {name: runs[name]() for name in order}
-    one, two = got["one"], got["two"]
-    return rate(one), rate(two), finished(one[-1]) - finished(one[0]), got["queue"]
+    if backwards:
+        two, one, queue = batch(rows, 2), batch(rows, 1), bare(rows)
+    else:
+        queue, one, two = bare(rows), batch(rows, 1), batch(rows, 2)
+    return rate(one), rate(two), finished(one[-1]) - finished(one[0]), queue
 
 
 def main(pictures: int = 4, targets: int = 3, turns: int = 5) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from ..batch import server
 from ..batch.server import ComfyUIError, Workflow
 from ..batch.server import find_comfyui as comfyui_path
@@ -76,8 +78,6 @@ class Server(server.Server):
 
     @contextmanager
     def _messages(self, runner: asyncio.Runner) -> Generator[Iterator[dict[str, Any]]]:
-        import aiohttp
-
         async def connect() -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
             session = aiohttp.ClientSession()
             return session, await session.ws_connect(f"{self.url}/ws?clientId={self.client}")
